@@ -1,0 +1,129 @@
+#include <algorithm>
+#include <cmath>
+#include <tuple>
+
+#include "../common/checks.h"
+#include "attention.h"
+
+namespace minigpt {
+namespace {
+
+constexpr const char* kOp = "attention";
+
+Strides strides_of(const Tensor& t) { return {t.stride(0), t.stride(1), t.stride(2)}; }
+
+void check_rank(const Tensor& t, const char* argument, const char* letters) {
+  check(t.dim() == 4, kOp, ": ", argument, " must be ", letters, ", got ", shape_of(t));
+}
+
+AttentionShape checked(const Tensor& q, const Tensor& k, const Tensor& v, double scale, bool causal, int64_t window,
+                       double dropout_p, const std::optional<Tensor>& seed) {
+  check_rank(q, "q", "(B, T, H, D)");
+  check_rank(k, "k", "(B, S, H_kv, D)");
+  const int64_t B = q.size(0), T = q.size(1), H = q.size(2), D = q.size(3), S = k.size(1), H_kv = k.size(2);
+  check_shape(k, {B, S, H_kv, D}, kOp, "k", "(B, S, H_kv, D)");
+  check_shape(v, {B, S, H_kv, D}, kOp, "v", "(B, S, H_kv, D)");
+  check(H >= 1 && H_kv >= 1 && H % H_kv == 0, kOp, ": k's heads must divide q's heads, got H = ", H, ", H_kv = ", H_kv);
+  check(D >= 1 && D <= 256, kOp, ": q's head dim D must be 1 ... 256, got ", D);
+  dtype_of(q, kOp, "q");
+  for (const auto& [t, name] : {std::pair(&q, "q"), std::pair(&k, "k"), std::pair(&v, "v")}) {
+    check_same_device(*t, q, kOp, name);
+    check_type(*t, q.scalar_type(), kOp, name);
+    check_last_stride(*t, kOp, name);
+  }
+  check(std::isfinite(scale), kOp, ": scale must be finite, got ", scale);
+  check(window >= 0 && (window == 0 || causal), kOp, ": window must be positive and needs causal, or 0 for none, got ",
+        window);
+  check(dropout_p >= 0 && dropout_p < 1, kOp, ": dropout_p must be in [0, 1), got ", dropout_p);
+  if (dropout_p > 0) {
+    check(seed.has_value(), kOp, ": dropout needs a seed, a one-element int64 tensor");
+    check_same_device(*seed, q, kOp, "seed");
+    check_type(*seed, ScalarType::Long, kOp, "seed");
+    check(seed->numel() == 1, kOp, ": seed must have one element, got ", shape_of(*seed));
+  }
+  const double threshold = std::min(dropout_p * 4294967296.0, 4294967295.0);
+  return {B, T, S, H, H_kv, D, scale, causal, window, uint32_t(threshold), 1.0 / (1.0 - dropout_p)};
+}
+
+const int64_t* pointer(const std::optional<Tensor>& seed) { return seed ? seed->const_data_ptr<int64_t>() : nullptr; }
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> attention_forward(const Tensor& q, const Tensor& k, const Tensor& v, double scale,
+                                             bool causal, int64_t window, double dropout_p,
+                                             const std::optional<Tensor>& seed) {
+  const AttentionShape shape = checked(q, k, v, scale, causal, window, dropout_p, seed);
+  const DType dtype = dtype_of(q, kOp, "q");
+  Tensor out = empty(q, {shape.B, shape.T, shape.H, shape.D}, q.scalar_type());
+  Tensor lse = empty(q, {shape.B, shape.H, shape.T}, accumulate_type(dtype));
+  const AttentionForwardParams params{
+      .shape = shape,
+      .dtype = dtype,
+      .q = q.const_data_ptr(),
+      .k = k.const_data_ptr(),
+      .v = v.const_data_ptr(),
+      .q_strides = strides_of(q),
+      .k_strides = strides_of(k),
+      .v_strides = strides_of(v),
+      .seed = pointer(seed),
+      .out = out.mutable_data_ptr(),
+      .lse = lse.mutable_data_ptr(),
+  };
+  RUN(attention_forward, q, params);
+  return {out, lse};
+}
+
+std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& dout_given, const Tensor& q, const Tensor& k,
+                                                      const Tensor& v, const Tensor& out, const Tensor& lse,
+                                                      double scale, bool causal, int64_t window, double dropout_p,
+                                                      const std::optional<Tensor>& seed) {
+  const AttentionShape s = checked(q, k, v, scale, causal, window, dropout_p, seed);
+  const DType dtype = dtype_of(q, kOp, "q");
+  for (const auto& [t, name] : {std::pair(&dout_given, "dout"), std::pair(&out, "out")}) {
+    check_same_device(*t, q, kOp, name);
+    check_type(*t, q.scalar_type(), kOp, name);
+    check_shape(*t, {s.B, s.T, s.H, s.D}, kOp, name, "(B, T, H, D)");
+  }
+  check(out.is_contiguous(), kOp, ": out must be contiguous");
+  check_same_device(lse, q, kOp, "lse");
+  check_type(lse, accumulate_type(dtype), kOp, "lse");
+  check_shape(lse, {s.B, s.H, s.T}, kOp, "lse", "(B, H, T)");
+  check(lse.is_contiguous(), kOp, ": lse must be contiguous");
+
+  // A gradient may come expanded (from a sum) or transposed; its last dimension must be in order.
+  const Tensor dout = s.D > 1 && dout_given.stride(3) != 1 ? dense(dout_given) : dout_given;
+  Tensor dq = empty(q, {s.B, s.T, s.H, s.D}, q.scalar_type());
+  Tensor dk = empty(q, {s.B, s.S, s.H_kv, s.D}, q.scalar_type());
+  Tensor dv = empty(q, {s.B, s.S, s.H_kv, s.D}, q.scalar_type());
+  Tensor delta = empty(q, {s.B, s.H, s.T}, accumulate_type(dtype));
+  const int64_t chunks = q.is_cpu() ? attention_backward_chunks(s) : 1;
+  Tensor dq_partial = empty(q, {chunks > 1 ? chunks : 0, s.B, s.H, s.T, s.D}, accumulate_type(dtype));
+  const AttentionBackwardParams params{
+      .shape = s,
+      .dtype = dtype,
+      .dout = dout.const_data_ptr(),
+      .q = q.const_data_ptr(),
+      .k = k.const_data_ptr(),
+      .v = v.const_data_ptr(),
+      .out = out.const_data_ptr(),
+      .dout_strides = strides_of(dout),
+      .q_strides = strides_of(q),
+      .k_strides = strides_of(k),
+      .v_strides = strides_of(v),
+      .lse = lse.const_data_ptr(),
+      .seed = pointer(seed),
+      .dq = dq.mutable_data_ptr(),
+      .dk = dk.mutable_data_ptr(),
+      .dv = dv.mutable_data_ptr(),
+      .delta = delta.mutable_data_ptr(),
+      .dq_partial = dq_partial.mutable_data_ptr(),
+      .chunks = chunks,
+  };
+  RUN(attention_backward, q, params);
+  return {dq, dk, dv};
+}
+
+}  // namespace minigpt
+
+REGISTER(attention_forward)
+REGISTER(attention_backward)

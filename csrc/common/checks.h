@@ -1,0 +1,148 @@
+// What every <room>_op.cpp needs of torch: tensors checked, kernels' parameters filled, the device's kernel called.
+// Only the LibTorch stable ABI is used, so that one build serves every torch from 2.11 on.
+#pragma once
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "cuda_stream.h"
+#include "dtype.h"
+
+#ifdef MINIGPT_CUDA
+// Lives in libtorch_cuda, which a CPU build of torch does not have: weak, so that the module loads there too.
+extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
+#endif
+
+namespace minigpt {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// The message alone reaches Python (as a RuntimeError); it starts with the op's name and says what came and what may come.
+template <class... Args>
+void check(bool condition, const Args&... message) {
+  if (condition) return;
+  std::ostringstream text;
+  (text << ... << message);
+  throw std::runtime_error(text.str());
+}
+
+inline std::string shape_of(const Tensor& t) {
+  std::ostringstream text;
+  text << '(';
+  for (int64_t i = 0; i < t.dim(); ++i) text << (i ? ", " : "") << t.size(i);
+  text << ')';
+  return text.str();
+}
+
+inline const char* name_of(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::BFloat16:
+      return "bfloat16";
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::Double:
+      return "float64";
+    case ScalarType::Int:
+      return "int32";
+    case ScalarType::Long:
+      return "int64";
+    case ScalarType::Bool:
+      return "bool";
+    default:
+      return "another type";
+  }
+}
+
+inline DType dtype_of(const Tensor& t, const char* op, const char* argument) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float:
+      return DType::f32;
+    case ScalarType::BFloat16:
+      return DType::bf16;
+    case ScalarType::Half:
+      return DType::f16;
+    case ScalarType::Double:
+      return DType::f64;
+    default:
+      check(false, op, ": ", argument, " must be float32, bfloat16, float16 or float64, got ",
+            name_of(t.scalar_type()));
+  }
+  return DType::f32;  // not reached
+}
+
+inline ScalarType accumulate_type(DType dtype) { return dtype == DType::f64 ? ScalarType::Double : ScalarType::Float; }
+
+inline void check_type(const Tensor& t, ScalarType type, const char* op, const char* argument) {
+  check(t.scalar_type() == type, op, ": ", argument, " must be ", name_of(type), ", got ", name_of(t.scalar_type()));
+}
+
+inline void check_same_device(const Tensor& t, const Tensor& first, const char* op, const char* argument) {
+  const auto device = [](const Tensor& x) {
+    return x.is_cuda() ? "cuda:" + std::to_string(x.get_device_index()) : x.is_cpu() ? "cpu" : "another device";
+  };
+  check(device(t) == device(first), op, ": ", argument, " is on ", device(t), ", the first argument on ", device(first),
+        "; all must be on one device");
+}
+
+inline void check_shape(const Tensor& t, std::vector<int64_t> shape, const char* op, const char* argument,
+                        const char* letters) {
+  bool same = t.dim() == int64_t(shape.size());
+  for (int64_t i = 0; same && i < t.dim(); ++i) same = t.size(i) == shape[i];
+  if (same) return;
+  std::ostringstream wanted;
+  for (size_t i = 0; i < shape.size(); ++i) wanted << (i ? ", " : "") << shape[i];
+  check(false, op, ": ", argument, " must be ", letters, " = (", wanted.str(), "), got ", shape_of(t));
+}
+
+inline void check_last_stride(const Tensor& t, const char* op, const char* argument) {
+  check(t.size(t.dim() - 1) <= 1 || t.numel() == 0 || t.stride(t.dim() - 1) == 1, op, ": ", argument,
+        " must be contiguous in its last dimension, got stride ", t.stride(t.dim() - 1), "; call .contiguous()");
+}
+
+inline Tensor empty(const Tensor& like, std::vector<int64_t> shape, ScalarType type) {
+  return torch::stable::new_empty(like, shape, type);
+}
+
+inline Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+
+#ifdef MINIGPT_CUDA
+inline CudaStream current_stream(const Tensor& t) {
+  void* stream = nullptr;
+  check(aoti_torch_get_current_cuda_stream && aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream) == 0,
+        "this torch has no current CUDA stream");
+  return static_cast<CudaStream>(stream);
+}
+#endif
+
+}  // namespace minigpt
+
+// RUN(gelu_forward, x, params) calls gelu_forward_cpu(params), or gelu_forward_cuda(params, stream) where x is on a GPU.
+// REGISTER(gelu_forward) makes the function of that name the op's kernel for every device this module was built for.
+#ifdef MINIGPT_CUDA
+#define RUN(kernel, tensor, params)                                                     \
+  do {                                                                                  \
+    if ((tensor).is_cuda()) {                                                           \
+      const torch::stable::accelerator::DeviceGuard guard((tensor).get_device_index()); \
+      kernel##_cuda(params, current_stream(tensor));                                    \
+    } else {                                                                            \
+      kernel##_cpu(params);                                                             \
+    }                                                                                   \
+  } while (0)
+#define REGISTER(op)                                                                               \
+  STABLE_TORCH_LIBRARY_IMPL(minigpt, CPU, library) { library.impl(#op, TORCH_BOX(&minigpt::op)); } \
+  STABLE_TORCH_LIBRARY_IMPL(minigpt, CUDA, library) { library.impl(#op, TORCH_BOX(&minigpt::op)); }
+#else
+#define RUN(kernel, tensor, params) kernel##_cpu(params)
+#define REGISTER(op) \
+  STABLE_TORCH_LIBRARY_IMPL(minigpt, CPU, library) { library.impl(#op, TORCH_BOX(&minigpt::op)); }
+#endif

@@ -1,0 +1,19 @@
+#include "parallel.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <atomic>
+
+namespace minigpt {
+
+void run_tasks(int64_t n, void (*call)(const void* context, int64_t i), const void* context) {
+  if (n <= 0) return;
+  const int64_t workers = std::min<int64_t>(n, torch::stable::get_num_threads());
+  std::atomic<int64_t> next{0};
+  torch::stable::parallel_for(0, workers, 1, [&](int64_t, int64_t) {
+    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < n;) call(context, i);
+  });
+}
+
+}  // namespace minigpt

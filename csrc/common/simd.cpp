@@ -1,0 +1,44 @@
+#include "simd.h"
+
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+namespace minigpt::simd {
+namespace {
+
+constexpr const char* names[] = {"portable", "avx2", "avx512"};
+
+Level choose() {
+  const char* wanted = std::getenv("MINIGPT_SIMD");
+  if (wanted && *wanted) {
+    for (Level level : {Level::portable, Level::avx2, Level::avx512}) {
+      if (std::string(wanted) != names[int(level)]) continue;
+      if (level_supported(level)) return level;
+      throw std::runtime_error("MINIGPT_SIMD=" + std::string(wanted) + ": this CPU does not have it");
+    }
+    throw std::runtime_error("MINIGPT_SIMD=" + std::string(wanted) + ": allowed are portable, avx2, avx512");
+  }
+  for (Level level : {Level::avx512, Level::avx2})
+    if (level_supported(level)) return level;
+  return Level::portable;
+}
+
+}  // namespace
+
+bool level_supported(Level wanted) {
+#ifdef __x86_64__
+  if (wanted == Level::avx512) return __builtin_cpu_supports("x86-64-v4");
+  if (wanted == Level::avx2) return __builtin_cpu_supports("x86-64-v3");
+#endif
+  return wanted == Level::portable;
+}
+
+Level level() {
+  static const Level chosen = choose();
+  return chosen;
+}
+
+const char* level_name() { return names[int(level())]; }
+
+}  // namespace minigpt::simd

@@ -1,0 +1,259 @@
+// SIMD on GCC/clang vector types. A kernel is written once, over vectors of `Bytes` bytes, and compiled for each
+// instruction set; which one runs is decided at run time, so that the module can be carried to another machine.
+//
+//   template <class T> struct Scale {                        // a body: everything it calls is ALWAYS_INLINE
+//     template <int Bytes> static ALWAYS_INLINE void run(const T* x, T* y, int64_t n) { ... }
+//   };
+//   simd::call<Scale<float>>(x, y, n);
+#pragma once
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "dtype.h"
+
+#define ALWAYS_INLINE inline __attribute__((always_inline))
+#ifdef __x86_64__
+#define TARGET_AVX2 __attribute__((target("arch=x86-64-v3")))
+#define TARGET_AVX512 __attribute__((target("arch=x86-64-v4")))
+#endif
+
+namespace minigpt::simd {
+
+// ---- which instruction set ----------------------------------------------------------------------------------------
+
+enum class Level { portable, avx2, avx512 };
+
+// The best level this CPU has; MINIGPT_SIMD=portable|avx2|avx512 asks for a lower one. Fixed at the first call.
+Level level();
+const char* level_name();
+bool level_supported(Level wanted);
+
+template <class Body, class... Args>
+void run_portable(Args... args) {
+  Body::template run<16>(args...);
+}
+#ifdef __x86_64__
+template <class Body, class... Args>
+TARGET_AVX2 void run_avx2(Args... args) {
+  Body::template run<32>(args...);
+}
+template <class Body, class... Args>
+TARGET_AVX512 void run_avx512(Args... args) {
+  Body::template run<64>(args...);
+}
+#endif
+
+// Arguments are passed by value: hand over pointers and small structs.
+template <class Body, class... Args>
+void call(Args... args) {
+  switch (level()) {
+#ifdef __x86_64__
+    case Level::avx512:
+      return run_avx512<Body>(args...);
+    case Level::avx2:
+      return run_avx2<Body>(args...);
+#endif
+    default:
+      return run_portable<Body>(args...);
+  }
+}
+
+// From inside a body: another body, compiled for the same instruction set, as a function of its own.
+template <class Body, int Bytes, class... Args>
+ALWAYS_INLINE void call_from(Args... args) {
+#ifdef __x86_64__
+  if constexpr (Bytes == 64) return run_avx512<Body>(args...);
+  if constexpr (Bytes == 32) return run_avx2<Body>(args...);
+#endif
+  if constexpr (Bytes == 16) run_portable<Body>(args...);
+}
+
+// ---- vectors ------------------------------------------------------------------------------------------------------
+
+template <class A, int Bytes>
+struct VectorType {
+  typedef A type __attribute__((vector_size(Bytes), aligned(alignof(A)), may_alias));
+};
+template <class A, int Bytes>
+using Vector = typename VectorType<A, Bytes>::type;
+
+template <class A, int Bytes>
+constexpr int lanes = Bytes / int(sizeof(A));
+
+// A vector of W 16-bit or 32-bit integers beside a float vector of Bytes = 4 W bytes.
+template <int Bytes>
+using Words = Vector<uint32_t, Bytes>;
+template <int Bytes>
+using Halves = Vector<uint16_t, Bytes / 2>;
+
+template <int Bytes>
+ALWAYS_INLINE Vector<float, Bytes> select(Vector<int32_t, Bytes> mask, Vector<float, Bytes> a, Vector<float, Bytes> b) {
+  return mask ? a : b;
+}
+
+// ---- 16-bit floats <-> float, by integer arithmetic on the bit patterns --------------------------------------------
+
+template <int Bytes>
+ALWAYS_INLINE Vector<float, Bytes> widen(Halves<Bytes> h, bfloat16) {
+  return (Vector<float, Bytes>)(__builtin_convertvector(h, Words<Bytes>) << 16);
+}
+
+template <int Bytes>
+ALWAYS_INLINE Halves<Bytes> narrow(Vector<float, Bytes> x, bfloat16) {
+  const Words<Bytes> u = (Words<Bytes>)x;
+  const Words<Bytes> rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;  // to nearest, ties to even
+  const Words<Bytes> nan = (u >> 16) | 0x40;                          // rounding could carry a NaN over into infinity
+  return __builtin_convertvector((Words<Bytes>)(x == x ? rounded : nan), Halves<Bytes>);
+}
+
+template <int Bytes>
+ALWAYS_INLINE Vector<float, Bytes> widen(Halves<Bytes> h, float16) {
+  const Words<Bytes> u = __builtin_convertvector(h, Words<Bytes>);
+  // The exponent is moved by a multiplication, which also normalises subnormal numbers.
+  const Words<Bytes> magnitude = (Words<Bytes>)((Vector<float, Bytes>)((u & 0x7fff) << 13) * 0x1p112f);
+  const Words<Bytes> special = ((u & 0x7fff) << 13) | 0x7f800000;
+  return (Vector<float, Bytes>)(((u & 0x7c00) == 0x7c00 ? special : magnitude) | ((u & 0x8000) << 16));
+}
+
+template <int Bytes>
+ALWAYS_INLINE Halves<Bytes> narrow(Vector<float, Bytes> x, float16) {
+  using V = Vector<float, Bytes>;
+  using U = Words<Bytes>;
+  const U sign = (U)x & 0x80000000u, magnitude = (U)x ^ sign;
+  const U normal = (magnitude - (112u << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+  const U subnormal = (U)((V)magnitude + 0.5f) - 0x3f000000u;  // the addition aligns and rounds the significand
+  const U big = magnitude > 0x7f800000u ? (U{} + 0x7e00u) : (U{} + 0x7c00u);
+  const U finite = magnitude < (113u << 23) ? subnormal : normal;
+  return __builtin_convertvector((U)(magnitude >= (143u << 23) ? big : finite) | (sign >> 16), Halves<Bytes>);
+}
+
+// ---- loads and stores: T in memory, its accumulation type in registers ---------------------------------------------
+
+template <int Bytes, class T>
+ALWAYS_INLINE Vector<accumulate_t<T>, Bytes> load(const T* p) {
+  if constexpr (sizeof(T) == 2) {
+    Halves<Bytes> h;
+    memcpy(&h, p, sizeof h);
+    return widen<Bytes>(h, T{});
+  } else {
+    return *(const Vector<T, Bytes>*)p;
+  }
+}
+
+template <int Bytes, class T>
+ALWAYS_INLINE void store(T* p, Vector<accumulate_t<T>, Bytes> v) {
+  if constexpr (sizeof(T) == 2) {
+    const Halves<Bytes> h = narrow<Bytes>(v, T{});
+    memcpy(p, &h, sizeof h);
+  } else {
+    *(Vector<T, Bytes>*)p = v;
+  }
+}
+
+// The same where only n elements are left: with n < lanes, the other lanes read as zero and are not written.
+template <int Bytes, class T>
+ALWAYS_INLINE Vector<accumulate_t<T>, Bytes> load_part(const T* p, int64_t n) {
+  if (n >= lanes<accumulate_t<T>, Bytes>) return load<Bytes>(p);
+  T buffer[lanes<accumulate_t<T>, Bytes>] = {};
+  memcpy(buffer, p, n * sizeof(T));
+  return load<Bytes>(buffer);
+}
+
+template <int Bytes, class T>
+ALWAYS_INLINE void store_part(T* p, Vector<accumulate_t<T>, Bytes> v, int64_t n) {
+  if (n >= lanes<accumulate_t<T>, Bytes>) return store<Bytes>(p, v);
+  T buffer[lanes<accumulate_t<T>, Bytes>];
+  store<Bytes>(buffer, v);
+  memcpy(p, buffer, n * sizeof(T));
+}
+
+template <class T>
+ALWAYS_INLINE accumulate_t<T> load_one(const T* p) {
+  return load_part<16>(p, 1)[0];
+}
+
+// Ones in the first n lanes, zeros behind.
+template <class A, int Bytes>
+ALWAYS_INLINE Vector<A, Bytes> first_lanes(int64_t n) {
+  Vector<A, Bytes> v;
+  for (int i = 0; i < lanes<A, Bytes>; ++i) v[i] = i < n;
+  return v;
+}
+
+// ---- arithmetic ---------------------------------------------------------------------------------------------------
+
+template <class V>
+ALWAYS_INLINE V max(V a, V b) {
+  return a > b ? a : b;
+}
+
+template <class V>
+ALWAYS_INLINE auto sum(V v) {
+  constexpr int n = sizeof(v) / sizeof(v[0]);
+  if constexpr (n == 2) {
+    return v[0] + v[1];
+  } else {  // halves are added until two lanes are left: log2(n) steps
+    using Half = Vector<std::remove_reference_t<decltype(v[0])>, sizeof(v) / 2>;
+    Half half[2];
+    memcpy(half, &v, sizeof v);
+    return sum(half[0] + half[1]);
+  }
+}
+
+template <class V>
+ALWAYS_INLINE auto highest(V v) {
+  constexpr int n = sizeof(v) / sizeof(v[0]);
+  if constexpr (n == 2) {
+    return v[0] > v[1] ? v[0] : v[1];
+  } else {
+    using Half = Vector<std::remove_reference_t<decltype(v[0])>, sizeof(v) / 2>;
+    Half half[2];
+    memcpy(half, &v, sizeof v);
+    return highest(max(half[0], half[1]));
+  }
+}
+
+// e^x. float: x = n ln 2 + r with |r| <= ln 2 / 2, e^r by a polynomial (minimax, relative error 3e-9), 2^n by the
+// exponent field. Below -87.3 the result is 0, above 88.4 infinity; NaN stays NaN.
+template <int Bytes>
+ALWAYS_INLINE Vector<float, Bytes> exp(Vector<float, Bytes> x) {
+  using V = Vector<float, Bytes>;
+  const V shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the integer n lands in the lowest bits
+  const V n = shifted - 12582912.0f;
+  const V r = (x - n * 0.693145752f) - n * 1.42860677e-6f;  // ln 2 in two parts
+  V p = r * 0.00138146f + 0.00836871f;
+  p = p * r + 0.04166839f;
+  p = p * r + 0.16666521f;
+  p = p * r + 0.49999993f;
+  p = (p * r) * r + r + 1.0f;
+  V y = (V)((Words<Bytes>)p + ((Words<Bytes>)shifted << 23));
+  y = x < -87.3f ? V{} : y;
+  return x > 88.3f ? V{} + __builtin_inff() : y;
+}
+
+template <int Bytes>
+ALWAYS_INLINE Vector<double, Bytes> exp(Vector<double, Bytes> x) {
+  for (int i = 0; i < lanes<double, Bytes>; ++i) x[i] = __builtin_exp(x[i]);
+  return x;
+}
+
+// 1 / x for 1e-37 < x < 1e37, to 1 ulp: a guess from the exponent (wrong by 12% at most), and twice y (1 + e + e^2) with
+// e = 1 - x y, which cubes the error. Seven cheap instructions, where a division holds its unit for sixteen cycles.
+template <int Bytes>
+ALWAYS_INLINE Vector<float, Bytes> reciprocal(Vector<float, Bytes> x) {
+  using V = Vector<float, Bytes>;
+  V y = (V)(0x7ef311c7u - (Words<Bytes>)x);
+  for (int i = 0; i < 2; ++i) {
+    const V e = 1.0f - x * y;
+    y = y + y * (e + e * e);
+  }
+  return y;
+}
+
+template <int Bytes>
+ALWAYS_INLINE Vector<double, Bytes> reciprocal(Vector<double, Bytes> x) {
+  return 1.0 / x;
+}
+
+}  // namespace minigpt::simd

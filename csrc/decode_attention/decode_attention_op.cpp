@@ -1,0 +1,75 @@
+#include <algorithm>
+
+#include "../kv_append/paged_checks.h"
+#include "decode_attention.h"
+
+namespace minigpt {
+namespace {
+
+struct Splits {
+  int64_t count, keys;
+};
+
+// Into how many runs a long cache is cut. Where sequences and heads alone give enough tasks, one will do; the numbers
+// depend on the shapes (and on the CPU the lengths) alone, never on the threads, so that results repeat.
+Splits splits_for(const PagedLayout& l, bool cuda) {
+  int64_t longest = l.max_blocks * l.block_size;
+  if (!cuda) {
+    longest = 0;
+    for (int64_t b = 0; b < l.B; ++b) longest = std::max<int64_t>(longest, l.seq_lens[b]);
+  }
+  const int64_t wanted_tasks = cuda ? 512 : 64, least_keys = 256;
+  const int64_t heads = std::max<int64_t>(1, l.B * l.H_kv);
+  const int64_t wanted = std::max<int64_t>(1, std::min(wanted_tasks / heads, longest / least_keys));
+  const int64_t keys = std::max<int64_t>(1, (longest + wanted - 1) / wanted);
+  return {std::max<int64_t>(1, (longest + keys - 1) / keys), keys};
+}
+
+}  // namespace
+
+Tensor decode_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, const Tensor& block_table,
+                        const Tensor& seq_lens, const std::optional<Tensor>& query_start, double scale,
+                        int64_t window) {
+  constexpr const char* op = "decode_attention";
+  const DType dtype = dtype_of(q, op, "q");
+  const PagedLayout layout = checked_layout(q, "q", k_cache, v_cache, block_table, seq_lens, query_start, op);
+  const int64_t H = q.size(q.dim() - 2), D = layout.D;
+  check(H >= 1 && H % layout.H_kv == 0, op, ": q must have a multiple of the cache's H_kv = ", layout.H_kv,
+        " heads, got ", H);
+  check(D <= 256, op, ": D must be at most 256, got ", D);
+  check(window >= 0, op, ": window must be positive, or 0 for none, got ", window);
+  const int64_t rows = query_start ? layout.T : layout.B * layout.T;
+  if (q.is_cpu()) check_table_values(layout, layout.T, /*before=*/false, op);
+
+  Tensor out = empty(q, {q.sizes().begin(), q.sizes().end()}, q.scalar_type());
+  if (q.numel() == 0) return out;
+  const Splits splits = splits_for(layout, q.is_cuda());
+  const int64_t scratch_rows = splits.count > 1 ? rows : 0;
+  Tensor partial_out = empty(q, {scratch_rows, H, splits.count, D}, accumulate_type(dtype));
+  Tensor partial_stats = empty(q, {scratch_rows, H, splits.count, 2}, accumulate_type(dtype));
+  const int64_t token = q.dim() - 3, head = q.dim() - 2;  // with query_start there is no batch dimension
+  const DecodeAttentionParams params{
+      .layout = layout,
+      .dtype = dtype,
+      .H = H,
+      .scale = scale,
+      .window = window,
+      .q = q.const_data_ptr(),
+      .q_batch_stride = q.stride(0),
+      .q_token_stride = q.stride(token),
+      .q_head_stride = q.stride(head),
+      .k_cache = k_cache.const_data_ptr(),
+      .v_cache = v_cache.const_data_ptr(),
+      .out = out.mutable_data_ptr(),
+      .partial_out = partial_out.mutable_data_ptr(),
+      .partial_stats = partial_stats.mutable_data_ptr(),
+      .splits = splits.count,
+      .keys_per_split = splits.keys,
+  };
+  RUN(decode_attention, q, params);
+  return out;
+}
+
+}  // namespace minigpt
+
+REGISTER(decode_attention)

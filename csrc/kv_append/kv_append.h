@@ -1,0 +1,34 @@
+// Writes the keys and values of new tokens into a paged cache: what a kernel is handed. No torch in here.
+// Token i of the new ones of sequence b goes to position p = seq_lens[b] + i, which lives in cache block
+// block_table[b][p / block_size] at row p % block_size.
+#pragma once
+#include <cstdint>
+
+#include "../common/cuda_stream.h"
+
+namespace minigpt {
+
+// The cache of one layer: k_cache, v_cache (n_blocks, block_size, H_kv, D), contiguous.
+struct PagedLayout {
+  int64_t n_blocks, block_size, H_kv, D;
+  int64_t B, max_blocks;
+  const int32_t* block_table;  // (B, max_blocks)
+  const int32_t* seq_lens;     // (B,)
+  const int32_t* query_start;  // (B+1,): sequence b's new tokens are rows query_start[b] ... query_start[b+1]-1 of the
+                               // packed new tokens; null: every sequence has T of them, at rows b * T ... b * T + T - 1
+  int64_t T;                   // new tokens a sequence; with query_start, the total over the batch
+};
+
+struct KvAppendParams {
+  PagedLayout layout;
+  int64_t element_size;  // bytes; the values are copied, never read
+  const void *k, *v;     // (rows, H_kv, D): new tokens, packed over the batch
+  int64_t k_token_stride, k_head_stride, v_token_stride, v_head_stride;  // in elements; D is contiguous
+  int64_t k_batch_stride, v_batch_stride;                                // unused with query_start
+  void *k_cache, *v_cache;
+};
+
+void kv_append_cpu(const KvAppendParams& p);
+void kv_append_cuda(const KvAppendParams& p, CudaStream stream);
+
+}  // namespace minigpt

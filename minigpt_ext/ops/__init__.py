@@ -1,0 +1,9 @@
+"""The ops: one file each, with the public function, its reference in torch ops, the autograd Function and the fake."""
+
+from .attention import attention
+from .decode_attention import decode_attention
+from .gelu import gelu
+from .kv_append import kv_append
+from .layer_norm import layer_norm
+
+__all__ = ["attention", "decode_attention", "gelu", "kv_append", "layer_norm"]

@@ -1,0 +1,154 @@
+"""Causal attention (Vaswani et al., 2017), computed block by block with an online softmax, so that no T x S matrix is ever
+in memory (Dao et al., 2022, arXiv:2205.14135). Letters: B batch, T queries, S keys, H heads, H_kv key/value heads, D head dim.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..backend import uses_kernels
+from .philox import attention_keep_mask
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    causal: bool = True,
+    scale: float | None = None,
+    window: int | None = None,
+    dropout_p: float = 0.0,
+    seed: int | Tensor | None = None,
+) -> Tensor:
+    """softmax(scale * q k^T) v, a head at a time, over the keys that a query sees.
+
+    q: (B, T, H, D); k, v: (B, S, H_kv, D); any strides but 1 in the last dimension (views of a packed projection are read
+        where they lie); float32, bfloat16, float16 or float64; H_kv divides H, query head h reads head h // (H / H_kv); D <= 256.
+    causal: query i stands at position i + S - T (the last query sees the last key) and sees no key behind its position.
+    scale: 1 / sqrt(D) by default.
+    window: with w, a query sees the last w keys up to its own position alone (causal only).
+    dropout_p: share of the probabilities that are set to 0, the rest scaled by 1 / (1 - dropout_p). Which ones depends on the
+        seed and on (b * H + h, i, j) alone: the same on every device.
+    seed: an int, or a one-element int64 tensor on q's device; drawn from torch's default generator if None.
+    Returns (B, T, H, D), contiguous. A query that sees no key gives zeros. Differentiable once in q, k and v.
+    Raises ValueError or RuntimeError naming the argument.
+    """
+    if window is not None and (window < 1 or not causal):
+        raise ValueError(f"attention: window must be at least 1 and needs causal=True, got {window} with causal={causal}")
+    if not 0.0 <= dropout_p < 1.0:
+        raise ValueError(f"attention: dropout_p must be in [0, 1), got {dropout_p}")
+    if scale is None:
+        scale = 1.0 / math.sqrt(max(1, q.shape[-1]))
+    if not uses_kernels("attention", q.device):
+        return _attention_torch(q, k, v, causal, scale, window, dropout_p, seed)
+    if dropout_p == 0.0:
+        seed = None
+    elif seed is None:
+        seed = torch.randint(2**63 - 1, (1,), device=q.device)
+    elif isinstance(seed, int):
+        seed = torch.full((1,), seed, dtype=torch.int64, device=q.device)
+    return AttentionFunction.apply(q, k, v, causal, scale, window or 0, dropout_p, seed)
+
+
+def visible_keys(T: int, S: int, causal: bool, window: int | None, device: torch.device) -> Tensor:
+    """(T, S), True where query i sees key j."""
+    position = torch.arange(T, device=device)[:, None] + (S - T)
+    key = torch.arange(S, device=device)[None, :]
+    if not causal:
+        return torch.ones(T, S, dtype=torch.bool, device=device)
+    return (key <= position) & (key > position - window) if window else key <= position
+
+
+def attention_reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    causal: bool = True,
+    scale: float | None = None,
+    window: int | None = None,
+    dropout_p: float = 0.0,
+    seed: int | Tensor | None = None,
+) -> Tensor:
+    """The formula, in torch ops of any precision; every (T, S) matrix is made in full. dropout_p needs a seed."""
+    B, T, H, D = q.shape
+    S, H_kv = k.shape[1:3]
+    k, v = (t.repeat_interleave(H // H_kv, dim=2) for t in (k, v))
+    scores = torch.einsum("bthd,bshd->bhts", q, k) * (1.0 / math.sqrt(D) if scale is None else scale)
+    visible = visible_keys(T, S, causal, window, q.device)
+    scores = scores.masked_fill(~visible, -math.inf)
+    highest = scores.amax(-1, keepdim=True).clamp_min(torch.finfo(q.dtype).min) if S else scores.sum(-1, keepdim=True)
+    weights = torch.exp(scores - highest)
+    weights = weights / weights.sum(-1, keepdim=True).clamp_min(torch.finfo(q.dtype).tiny)
+    if dropout_p:
+        weights = weights * attention_keep_mask(seed, B, H, T, S, dropout_p, q.device) / (1.0 - dropout_p)
+    return torch.einsum("bhts,bshd->bthd", weights, v)
+
+
+def _attention_torch(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    causal: bool,
+    scale: float,
+    window: int | None,
+    dropout_p: float,
+    seed: int | Tensor | None,
+) -> Tensor:
+    """torch's scaled_dot_product_attention; dropout then is torch's own, unless a seed asks for ours."""
+    if dropout_p and seed is not None:
+        return attention_reference(
+            q, k, v, causal=causal, scale=scale, window=window, dropout_p=dropout_p, seed=seed
+        ).to(q.dtype)
+    T, S = q.shape[1], k.shape[1]
+    heads_first = (t.transpose(1, 2) for t in (q, k, v))
+    square = T == S and window is None
+    mask = sees_any = None
+    if causal and not square:  # torch aligns its causal mask to the start, and gives NaN for a row that sees nothing
+        mask = visible_keys(T, S, causal, window, q.device)
+        sees_any = mask.any(-1, keepdim=True)
+        mask = mask | ~sees_any
+    out = torch.nn.functional.scaled_dot_product_attention(
+        *heads_first,
+        attn_mask=mask,
+        dropout_p=dropout_p,
+        is_causal=causal and square,
+        scale=scale,
+        enable_gqa=q.shape[2] != k.shape[2],
+    )
+    if sees_any is not None:
+        out = out * sees_any
+    return out.transpose(1, 2)
+
+
+class AttentionFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, v, causal: bool, scale: float, window: int, dropout_p: float, seed: Tensor | None) -> Tensor:
+        out, lse = torch.ops.minigpt.attention_forward(q, k, v, scale, causal, window, dropout_p, seed)
+        ctx.save_for_backward(q, k, v, out, lse, seed)
+        ctx.arguments = scale, causal, window, dropout_p
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dout: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, out, lse, seed = ctx.saved_tensors
+        scale, causal, window, dropout_p = ctx.arguments
+        dq, dk, dv = torch.ops.minigpt.attention_backward(
+            dout, q, k, v, out, lse, scale, causal, window, dropout_p, seed
+        )
+        return dq, dk, dv, None, None, None, None, None
+
+
+@torch.library.register_fake("minigpt::attention_forward")
+def _(q, k, v, scale, causal, window, dropout_p, seed) -> tuple[Tensor, Tensor]:
+    B, T, H, _ = q.shape
+    statistics = torch.float64 if q.dtype == torch.float64 else torch.float32
+    return q.new_empty(q.shape), q.new_empty(B, H, T, dtype=statistics)
+
+
+@torch.library.register_fake("minigpt::attention_backward")
+def _(dout, q, k, v, out, lse, scale, causal, window, dropout_p, seed) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)

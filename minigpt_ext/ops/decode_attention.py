@@ -1,0 +1,92 @@
+"""Attention of new queries over a paged cache; long caches are split and merged by their logsumexp, as in Flash-Decoding."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..backend import uses_kernels
+from .kv_append import token_places
+
+
+def decode_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_table: Tensor,
+    seq_lens: Tensor,
+    *,
+    query_start: Tensor | None = None,
+    scale: float | None = None,
+    window: int | None = None,
+) -> Tensor:
+    """Causal attention of the newest tokens of each sequence over all that its cache holds, the new ones included.
+
+    q: (B, T, H, D); or, with query_start, (new tokens, H, D): sequence b brings rows query_start[b] ... query_start[b+1] - 1.
+        Contiguous in the last dimension. H_kv divides H; D <= 256.
+    k_cache, v_cache: (n_blocks, block_size, H_kv, D), contiguous, of q's dtype; block_table: (B, max_blocks) int32.
+    seq_lens: (B,) int32, the tokens a sequence has *with* the new ones; query i of T sees the first seq_lens - T + i + 1.
+    scale: 1 / sqrt(D) by default. window: with w, of those the last w alone.
+    Returns a contiguous tensor of q's shape. A query that sees nothing (seq_lens 0) gives zeros. Not differentiable.
+    Raises ValueError or RuntimeError naming the argument; values of tables and lengths are checked on the CPU.
+    """
+    if window is not None and window < 1:
+        raise ValueError(f"decode_attention: window must be at least 1, got {window}")
+    if scale is None:
+        scale = 1.0 / math.sqrt(max(1, q.shape[-1]))
+    if uses_kernels("decode_attention", q.device):
+        return torch.ops.minigpt.decode_attention(
+            q, k_cache, v_cache, block_table, seq_lens, query_start, scale, window or 0
+        )
+    return decode_attention_reference(
+        q, k_cache, v_cache, block_table, seq_lens, query_start=query_start, scale=scale, window=window
+    )
+
+
+def decode_attention_reference(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_table: Tensor,
+    seq_lens: Tensor,
+    *,
+    query_start: Tensor | None = None,
+    scale: float | None = None,
+    window: int | None = None,
+) -> Tensor:
+    """The same by torch ops of any precision: each row's keys are gathered, then scaled_dot_product_attention."""
+    H, D = q.shape[-2:]
+    B, max_blocks = block_table.shape
+    block_size, H_kv = k_cache.shape[1:3]
+    rows = q.reshape(-1, H, D)
+    if query_start is None:
+        fresh = torch.full_like(seq_lens, q.shape[1])
+    else:
+        fresh = query_start[1:] - query_start[:-1]
+    sequence, position = token_places(rows.shape[0], block_table, seq_lens - fresh, query_start)
+
+    capacity = max_blocks * block_size
+    table = block_table[sequence].long().clamp(0, max(0, k_cache.shape[0] - 1))
+    k, v = (cache[table].reshape(-1, capacity, H_kv, D).transpose(1, 2) for cache in (k_cache, v_cache))
+    key = torch.arange(capacity, device=q.device)[None, :]
+    visible = key <= position[:, None]
+    if window:
+        visible &= key > position[:, None] - window
+    sees_any = visible.any(-1)[:, None, None]
+    # Unwritten rows of the cache may hold NaN, which a weight of zero would not stop.
+    written = (key <= position[:, None])[:, None, :, None]
+    k, v = k.masked_fill(~written, 0), v.masked_fill(~written, 0)
+    out = torch.nn.functional.scaled_dot_product_attention(
+        rows[:, :, None],
+        k,
+        v,
+        attn_mask=(visible[:, None, None] | ~sees_any[..., None]),
+        scale=1.0 / math.sqrt(D) if scale is None else scale,
+        enable_gqa=H != H_kv,
+    )
+    return (out[:, :, 0] * sees_any).reshape(q.shape)
+
+
+@torch.library.register_fake("minigpt::decode_attention")
+def _(q, k_cache, v_cache, block_table, seq_lens, query_start, scale, window) -> Tensor:
+    return q.new_empty(q.shape)

@@ -1,0 +1,55 @@
+"""GELU, the Gaussian error linear unit (Hendrycks and Gimpel, 2016, arXiv:1606.08415)."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..backend import uses_kernels
+
+
+def gelu(x: Tensor, approximate: str = "none") -> Tensor:
+    """GELU of every element: x * Phi(x), with Phi the distribution function of the standard normal distribution.
+
+    x: any shape; float32, bfloat16, float16 or float64. A tensor that is not contiguous is copied into one that is.
+    approximate: "none" for Phi(x) = (1 + erf(x / sqrt 2)) / 2, or "tanh" for GPT-2's
+        x/2 * (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).
+    Returns a tensor of x's shape and dtype. Differentiable once.
+    Raises ValueError for another `approximate`, RuntimeError for another dtype.
+    """
+    if approximate not in ("none", "tanh"):
+        raise ValueError(f"gelu: approximate must be 'none' or 'tanh', got {approximate!r}")
+    if not uses_kernels("gelu", x.device):
+        return torch.nn.functional.gelu(x, approximate=approximate)
+    return GeluFunction.apply(x, approximate == "tanh")
+
+
+def gelu_reference(x: Tensor, approximate: str = "none") -> Tensor:
+    """The formula, in torch ops of any precision."""
+    if approximate == "tanh":
+        return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    return 0.5 * x * torch.special.erfc(-x / math.sqrt(2))
+
+
+class GeluFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, tanh: bool) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.tanh = tanh
+        return torch.ops.minigpt.gelu_forward(x, tanh)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dy: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        return torch.ops.minigpt.gelu_backward(dy, x, ctx.tanh), None
+
+
+@torch.library.register_fake("minigpt::gelu_forward")
+def _(x: Tensor, tanh: bool) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@torch.library.register_fake("minigpt::gelu_backward")
+def _(dy: Tensor, x: Tensor, tanh: bool) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)

@@ -1,0 +1,71 @@
+"""Writing new keys and values into a paged cache (the layout of PagedAttention, Kwon et al., 2023, arXiv:2309.06180)."""
+
+import torch
+from torch import Tensor
+
+from ..backend import uses_kernels
+
+
+def kv_append(
+    k_cache: Tensor,
+    v_cache: Tensor,
+    k: Tensor,
+    v: Tensor,
+    block_table: Tensor,
+    seq_lens: Tensor,
+    *,
+    query_start: Tensor | None = None,
+) -> None:
+    """Writes the new tokens' k and v behind the ones that each sequence has already. Changes the caches in place.
+
+    k_cache, v_cache: (n_blocks, block_size, H_kv, D), contiguous. Position p of sequence b lives in block
+        block_table[b, p // block_size], row p % block_size. A contiguous cache is the identity table.
+    k, v: (B, T, H_kv, D); or, with query_start, (new tokens, H_kv, D): sequence b brings rows
+        query_start[b] ... query_start[b + 1] - 1. Of the caches' dtype, contiguous in the last dimension.
+    block_table: (B, max_blocks) int32. seq_lens: (B,) int32, the tokens a sequence has *before* the new ones.
+    query_start: (B + 1,) int32, from 0 to the number of new tokens.
+    Not differentiable: for generation. On the CPU every table entry and length in use is checked before anything is
+    written (RuntimeError); a GPU's kernel skips what is out of range.
+    """
+    if uses_kernels("kv_append", k_cache.device):
+        torch.ops.minigpt.kv_append(k_cache, v_cache, k, v, block_table, seq_lens, query_start)
+    else:
+        kv_append_reference(k_cache, v_cache, k, v, block_table, seq_lens, query_start=query_start)
+
+
+def token_places(
+    rows: int, block_table: Tensor, seq_lens_before: Tensor, query_start: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """(rows,) sequence and (rows,) position of each new token, in the order in which they are packed."""
+    B = block_table.shape[0]
+    row = torch.arange(rows, device=block_table.device)
+    if query_start is None:
+        sequence, offset = row // max(1, rows // max(1, B)), row % max(1, rows // max(1, B))
+    else:
+        sequence = torch.searchsorted(query_start[1:].contiguous(), row.int(), right=True)
+        offset = row - query_start[sequence]
+    return sequence, seq_lens_before[sequence] + offset
+
+
+def kv_append_reference(
+    k_cache: Tensor,
+    v_cache: Tensor,
+    k: Tensor,
+    v: Tensor,
+    block_table: Tensor,
+    seq_lens: Tensor,
+    *,
+    query_start: Tensor | None = None,
+) -> None:
+    """The same by torch's indexing."""
+    block_size = k_cache.shape[1]
+    k, v = k.reshape(-1, *k_cache.shape[2:]), v.reshape(-1, *v_cache.shape[2:])
+    sequence, position = token_places(k.shape[0], block_table, seq_lens, query_start)
+    block = block_table[sequence, position // block_size].long()
+    k_cache[block, position % block_size] = k
+    v_cache[block, position % block_size] = v
+
+
+@torch.library.register_fake("minigpt::kv_append")
+def _(k_cache, v_cache, k, v, block_table, seq_lens, query_start=None) -> None:
+    pass

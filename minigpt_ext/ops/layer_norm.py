@@ -1,0 +1,66 @@
+"""LayerNorm over the last dimension (Ba, Kiros and Hinton, 2016, arXiv:1607.06450)."""
+
+import torch
+from torch import Tensor
+
+from ..backend import uses_kernels
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
+    """(x - mean) / sqrt(variance + eps) * weight + bias, mean and variance taken over the last dimension.
+
+    x: (..., C), float32, bfloat16, float16 or float64; a tensor that is not contiguous is copied into one that is.
+    weight, bias: (C,), of x's dtype, or float32 with a bfloat16 or float16 x (as under autocast). bias may be None.
+    Returns a tensor of x's shape and dtype. Mean and variance are kept in float32 (float64 for float64), the variance is
+    taken in a second pass around the mean. Differentiable once in x, weight and bias.
+    Raises RuntimeError naming the argument for a wrong shape, dtype or device.
+    """
+    if not uses_kernels("layer_norm", x.device):
+        if weight.dtype != x.dtype:  # torch wants one dtype
+            wide = torch.nn.functional.layer_norm(
+                x.to(weight.dtype), weight.shape, weight, None if bias is None else bias.to(weight.dtype), eps
+            )
+            return wide.to(x.dtype)
+        return torch.nn.functional.layer_norm(x, weight.shape, weight, bias, eps)
+    return LayerNormFunction.apply(x, weight, bias, eps)
+
+
+def layer_norm_reference(x: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
+    """The formula, in torch ops of any precision."""
+    centred = x - x.mean(-1, keepdim=True)
+    y = centred / torch.sqrt(centred.square().mean(-1, keepdim=True) + eps) * weight
+    return y if bias is None else y + bias
+
+
+class LayerNormFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+        y, mean, rstd = torch.ops.minigpt.layer_norm_forward(x, weight, bias, eps)
+        ctx.save_for_backward(x, weight, mean, rstd)
+        ctx.has_bias = bias is not None
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
+        dx, dweight, dbias = torch.ops.minigpt.layer_norm_backward(dy, *ctx.saved_tensors, ctx.has_bias)
+        return dx, dweight, dbias if ctx.has_bias else None, None
+
+
+def _statistics_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+@torch.library.register_fake("minigpt::layer_norm_forward")
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    rows = x.numel() // x.shape[-1]
+    mean, rstd = (x.new_empty(rows, dtype=_statistics_dtype(x)) for _ in range(2))
+    return torch.empty_like(x, memory_format=torch.contiguous_format), mean, rstd
+
+
+@torch.library.register_fake("minigpt::layer_norm_backward")
+def _(
+    dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, has_bias: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    dx = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return dx, weight.new_empty(weight.shape), weight.new_empty(x.shape[-1] if has_bias else 0)
