@@ -1,12 +1,14 @@
-// Decode attention on the CPU. A task takes one sequence, one key/value head and one run of its keys; for each query row of
-// that head's group it goes over the keys in tiles of 64, with an online softmax:
+// Decode attention on the CPU. A task takes one sequence, a run of its keys and a range of its key/value heads, and goes over
+// the keys in tiles, with an online softmax for each of its query rows and heads:
 //   m' = max(m, max s)   l' = l e^(m - m') + sum e^(s - m')   acc' = acc e^(m - m') + sum e^(s - m') v
-// Scores are dot products along D, the weighted sum adds whole rows of V: both read the cache row by row, as it lies.
+// A single new token costs what reading the cache costs; so its task takes all heads, and a token's keys (H_kv * D of them)
+// are read in the order in which they lie, as one stream. With more new tokens the arithmetic counts, and heads go apart.
 #include <algorithm>
 #include <cmath>
 
 #include "../common/dispatch.h"
 #include "../common/parallel.h"
+#include "../common/scratch.h"
 #include "../common/simd.h"
 #include "decode_attention.h"
 
@@ -14,7 +16,6 @@ namespace minigpt {
 namespace {
 
 constexpr int kTile = 64;
-constexpr int kMaxD = 256;
 
 // Where things are for one sequence.
 struct Sequence {
@@ -26,114 +27,154 @@ Sequence sequence_of(const PagedLayout& l, int64_t b) {
   return {b * l.T, l.T, l.seq_lens[b]};
 }
 
+// Scratch of a task, for its `rows` query rows of `heads` heads each; D is padded to whole vectors.
+template <class A>
+struct State {
+  A *q, *acc;  // (rows, heads, padded): scaled queries, unnormalised sums
+  A *m, *l;    // (rows, heads)
+  A* scores;   // (heads, kTile), of the row at hand
+  int64_t padded;
+};
+
 template <class T>
 struct Attend {
   using A = accumulate_t<T>;
 
-  // sum_d q_d k_d over D elements; q is padded with zeros to whole vectors.
+  // sum_d q_d k_d over D elements; q is padded with zeros.
   template <int Bytes>
   static ALWAYS_INLINE A dot(const A* q, const T* k, int64_t D) {
-    constexpr int W = simd::lanes<A, Bytes>;
     simd::Vector<A, Bytes> sum = {};
-    for (int64_t d = 0; d < D; d += W) sum += simd::load<Bytes>(q + d) * simd::load_part<Bytes>(k + d, D - d);
+    for (int64_t d = 0; d < D; d += simd::lanes<A, Bytes>)
+      sum += simd::load<Bytes>(q + d) * simd::load_part<Bytes>(k + d, D - d);
     return simd::sum(sum);
   }
 
-  // acc = acc * scale + sum_j p_j v_j, for U vectors from element d on.
-  template <int Bytes, int U>
-  static ALWAYS_INLINE void add_rows(A* acc, A scale, const A* p, const T* const* rows, int64_t n, int64_t d) {
+  // Scores of n (<= kTile) keys become weights relative to the new maximum; m, l and acc follow.
+  template <int Bytes>
+  static ALWAYS_INLINE void softmax(A* scores, int64_t n, A& m, A& l, A* acc, int64_t padded) {
+    using V = simd::Vector<A, Bytes>;
     constexpr int W = simd::lanes<A, Bytes>;
-    simd::Vector<A, Bytes> sum[U];
-    for (int u = 0; u < U; ++u) sum[u] = simd::load<Bytes>(acc + d + u * W) * scale;
-    for (int64_t j = 0; j < n; ++j)
-      for (int u = 0; u < U; ++u) sum[u] += p[j] * simd::load<Bytes>(rows[j] + d + u * W);
-    for (int u = 0; u < U; ++u) simd::store<Bytes>(acc + d + u * W, sum[u]);
+    for (int64_t j = n; j < kTile; ++j) scores[j] = -INFINITY;
+    V highest = simd::load<Bytes>(scores);
+    for (int64_t j = W; j < kTile; j += W) highest = simd::max(highest, simd::load<Bytes>(scores + j));
+    const A top = simd::highest(highest), m_new = top > m ? top : m;
+    V total = {};
+    for (int64_t j = 0; j < kTile; j += W) {
+      const V e = simd::exp<Bytes>(simd::load<Bytes>(scores + j) - m_new);
+      total += e;
+      simd::store<Bytes>(scores + j, e);
+    }
+    if (m_new != m) {
+      const V rescale = simd::exp<Bytes>(V{} + (m - m_new));
+      for (int64_t d = 0; d < padded; d += W) simd::store<Bytes>(acc + d, simd::load<Bytes>(acc + d) * rescale);
+      l *= rescale[0];
+      m = m_new;
+    }
+    l += simd::sum(total);
   }
 
-  // Query row `q` of head h against keys [begin, end) of sequence b; the result is left in acc (unnormalised), m and l.
+  // acc += sum_j weights_j v_j over `Keys` keys of one head.
+  template <int Bytes, int Keys>
+  static ALWAYS_INLINE void add_values(A* acc, const A* weights, const T* const* v, int64_t at, int64_t D) {
+    for (int64_t d = 0; d < D; d += simd::lanes<A, Bytes>) {
+      auto sum = simd::load<Bytes>(acc + d);
+      for (int j = 0; j < Keys; ++j) sum += weights[j] * simd::load_part<Bytes>(v[j] + at + d, D - d);
+      simd::store<Bytes>(acc + d, sum);
+    }
+  }
+
+  // One query row, all heads of the task, against n keys whose cache rows are given.
   template <int Bytes>
-  static ALWAYS_INLINE void row(const DecodeAttentionParams& p, int64_t b, int64_t h_kv, const A* q, int64_t begin,
-                                int64_t end, A* acc, A& m, A& l) {
+  static ALWAYS_INLINE void row(const State<A>& state, int64_t row, int64_t heads, int64_t group, const T* const* k,
+                                const T* const* v, int64_t n, int64_t D) {
+    const A* q = state.q + row * heads * state.padded;
+    A* acc = state.acc + row * heads * state.padded;
+    for (int64_t j = 0; j < n; ++j)
+      for (int64_t h = 0; h < heads; ++h)
+        state.scores[h * kTile + j] = dot<Bytes>(q + h * state.padded, k[j] + h / group * D, D);
+    for (int64_t h = 0; h < heads; ++h)
+      softmax<Bytes>(state.scores + h * kTile, n, state.m[row * heads + h], state.l[row * heads + h],
+                     acc + h * state.padded, state.padded);
+    int64_t j = 0;
+    for (; j + 4 <= n; j += 4)
+      for (int64_t h = 0; h < heads; ++h)
+        add_values<Bytes, 4>(acc + h * state.padded, state.scores + h * kTile + j, v + j, h / group * D, D);
+    for (; j < n; ++j)
+      for (int64_t h = 0; h < heads; ++h)
+        add_values<Bytes, 1>(acc + h * state.padded, state.scores + h * kTile + j, v + j, h / group * D, D);
+  }
+
+  // Sequence b, key/value heads [kv_begin, kv_end), keys of run `split`.
+  template <int Bytes>
+  static ALWAYS_INLINE void run(const DecodeAttentionParams* params, int64_t b, int64_t kv_begin, int64_t kv_end,
+                                int64_t split) {
     constexpr int W = simd::lanes<A, Bytes>;
+    const DecodeAttentionParams& p = *params;
     const PagedLayout& cache = p.layout;
-    const int64_t D = cache.D;
+    const Sequence sequence = sequence_of(cache, b);
+    const int64_t D = cache.D, group = p.H / cache.H_kv, heads = (kv_end - kv_begin) * group, rows = sequence.rows;
+    const int64_t h_begin = kv_begin * group;
+
+    State<A> state;
+    state.padded = (D + W - 1) / W * W;
+    Scratch scratch(2 * Scratch::bytes_for<A>(rows * heads * state.padded) + 2 * Scratch::bytes_for<A>(rows * heads) +
+                    Scratch::bytes_for<A>(heads * kTile));
+    state.q = scratch.take<A>(rows * heads * state.padded);
+    state.acc = scratch.take<A>(rows * heads * state.padded);
+    state.m = scratch.take<A>(rows * heads);
+    state.l = scratch.take<A>(rows * heads);
+    state.scores = scratch.take<A>(heads * kTile);
+    std::fill_n(state.acc, rows * heads * state.padded, A(0));
+    std::fill_n(state.m, rows * heads, A(-INFINITY));
+    std::fill_n(state.l, rows * heads, A(0));
+    for (int64_t i = 0; i < rows; ++i) {
+      const int64_t at =
+          cache.query_start ? (sequence.first_row + i) * p.q_token_stride : b * p.q_batch_stride + i * p.q_token_stride;
+      for (int64_t h = 0; h < heads; ++h) {
+        const T* q = static_cast<const T*>(p.q) + at + (h_begin + h) * p.q_head_stride;
+        for (int64_t d = 0; d < D; d += W)
+          simd::store<Bytes>(state.q + (i * heads + h) * state.padded + d,
+                             simd::load_part<Bytes>(q + d, D - d) * A(p.scale));
+      }
+    }
+
+    const int64_t begin = split * p.keys_per_split, end = std::min(sequence.length, begin + p.keys_per_split);
     for (int64_t j0 = begin; j0 < end; j0 += kTile) {
       const int64_t n = std::min<int64_t>(kTile, end - j0);
-      const T *k_rows[kTile], *v_rows[kTile];
+      const T *k[kTile], *v[kTile];
       for (int64_t j = 0; j < n; ++j) {
-        const int64_t position = j0 + j;
-        const int64_t block = cache.block_table[b * cache.max_blocks + position / cache.block_size];
-        const int64_t at = ((block * cache.block_size + position % cache.block_size) * cache.H_kv + h_kv) * D;
-        k_rows[j] = static_cast<const T*>(p.k_cache) + at;
-        v_rows[j] = static_cast<const T*>(p.v_cache) + at;
+        const int64_t block = cache.block_table[b * cache.max_blocks + (j0 + j) / cache.block_size];
+        const int64_t token = block * cache.block_size + (j0 + j) % cache.block_size;
+        k[j] = static_cast<const T*>(p.k_cache) + (token * cache.H_kv + kv_begin) * D;
+        v[j] = static_cast<const T*>(p.v_cache) + (token * cache.H_kv + kv_begin) * D;
       }
-      A scores[kTile];
-      A highest = -INFINITY;
-      for (int64_t j = 0; j < n; ++j) {
-        scores[j] = dot<Bytes>(q, k_rows[j], D);
-        highest = scores[j] > highest ? scores[j] : highest;
-      }
-      for (int64_t j = n; j < kTile; ++j) scores[j] = -INFINITY;
-      const A m_new = std::max(m, highest);
-      const A rescale = m == -INFINITY ? A(0) : std::exp(m - m_new);
-      simd::Vector<A, Bytes> total = {};
-      for (int64_t j = 0; j < kTile; j += W) {
-        const auto e = simd::exp<Bytes>(simd::load<Bytes>(scores + j) - m_new);
-        total += e;
-        simd::store<Bytes>(scores + j, e);
-      }
-      l = l * rescale + simd::sum(total);
-      m = m_new;
-      int64_t d = 0;
-      for (; d + 4 * W <= D; d += 4 * W) add_rows<Bytes, 4>(acc, rescale, scores, v_rows, n, d);
-      for (; d + W <= D; d += W) add_rows<Bytes, 1>(acc, rescale, scores, v_rows, n, d);
-      for (; d < D; ++d) {
-        A sum = acc[d] * rescale;
-        for (int64_t j = 0; j < n; ++j) sum += scores[j] * simd::load_one(v_rows[j] + d);
-        acc[d] = sum;
+      for (int64_t i = 0; i < rows; ++i) {
+        const int64_t sees = sequence.length - rows + i + 1;  // the first `sees` keys, the last `window` of those
+        const int64_t first = p.window ? std::clamp<int64_t>(sees - p.window - j0, 0, n) : 0;
+        const int64_t last = std::clamp<int64_t>(sees - j0, first, n);
+        if (first < last) row<Bytes>(state, i, heads, group, k + first, v + first, last - first, D);
       }
     }
-  }
 
-  template <int Bytes>
-  static ALWAYS_INLINE void run(const DecodeAttentionParams* params, int64_t b, int64_t h_kv, int64_t split) {
-    const DecodeAttentionParams& p = *params;
-    const Sequence sequence = sequence_of(p.layout, b);
-    const int64_t D = p.layout.D, group = p.H / p.layout.H_kv;
-    const int64_t split_begin = split * p.keys_per_split;
-    const int64_t split_end = std::min(sequence.length, split_begin + p.keys_per_split);
-    for (int64_t i = 0; i < sequence.rows; ++i) {
-      const int64_t seen = std::max<int64_t>(0, sequence.length - sequence.rows + i + 1);
-      const int64_t begin = std::max(split_begin, p.window ? std::max<int64_t>(0, seen - p.window) : 0);
-      const int64_t end = std::min(split_end, seen);
-      const int64_t row_index = sequence.first_row + i;
-      const int64_t q_row =
-          p.layout.query_start ? row_index * p.q_token_stride : b * p.q_batch_stride + i * p.q_token_stride;
-      for (int64_t h = h_kv * group; h < (h_kv + 1) * group; ++h) {
-        alignas(64) A q[kMaxD] = {}, acc[kMaxD] = {};
-        const T* q_given = static_cast<const T*>(p.q) + q_row + h * p.q_head_stride;
-        for (int64_t d = 0; d < D; d += simd::lanes<A, Bytes>)
-          simd::store<Bytes>(q + d, simd::load_part<Bytes>(q_given + d, D - d) * A(p.scale));
-        A m = -INFINITY, l = 0;
-        row<Bytes>(p, b, h_kv, q, begin, end, acc, m, l);
-        const int64_t at = row_index * p.H + h;
-        if (p.splits > 1) {
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t h = 0; h < heads; ++h) {
+        const int64_t at = (sequence.first_row + i) * p.H + h_begin + h;
+        const A *acc = state.acc + (i * heads + h) * state.padded, l = state.l[i * heads + h];
+        if (p.splits == 1) {
+          write<Bytes>(static_cast<T*>(p.out) + at * D, acc, l > 0 ? A(1) / l : A(0), D);
+        } else {
           std::copy_n(acc, D, static_cast<A*>(p.partial_out) + (at * p.splits + split) * D);
           A* stats = static_cast<A*>(p.partial_stats) + (at * p.splits + split) * 2;
-          stats[0] = m, stats[1] = l;
-        } else {
-          const A inverse = l > 0 ? A(1) / l : A(0);
-          write<Bytes>(static_cast<T*>(p.out) + at * D, acc, inverse, D);
+          stats[0] = state.m[i * heads + h], stats[1] = l;
         }
       }
-    }
   }
 
+  // acc * factor; acc is padded.
   template <int Bytes>
   static ALWAYS_INLINE void write(T* out, const A* acc, A factor, int64_t D) {
-    constexpr int W = simd::lanes<A, Bytes>;
-    for (int64_t d = 0; d < D; d += W)
-      simd::store_part<Bytes>(out + d, simd::load<Bytes>(acc + d) * factor, D - d);  // acc is padded
+    for (int64_t d = 0; d < D; d += simd::lanes<A, Bytes>)
+      simd::store_part<Bytes>(out + d, simd::load<Bytes>(acc + d) * factor, D - d);
   }
 };
 
@@ -149,7 +190,7 @@ struct Merge {
     const A* partial = static_cast<const A*>(p->partial_out) + at * p->splits * D;
     A highest = -INFINITY, total = 0;
     for (int64_t s = 0; s < p->splits; ++s) highest = std::max(highest, stats[2 * s]);
-    alignas(64) A acc[kMaxD] = {};
+    alignas(64) A acc[256] = {};  // the largest D
     for (int64_t s = 0; s < p->splits; ++s) {
       if (stats[2 * s + 1] <= 0) continue;  // this split saw nothing
       const A factor = std::exp(stats[2 * s] - highest);
@@ -168,11 +209,12 @@ void decode_attention_cpu(const DecodeAttentionParams& p) {
   int64_t keys = 0;
   for (int64_t b = 0; b < l.B; ++b) keys += l.seq_lens[b];
   const bool worth_waking = keys * l.D * p.H * rows / std::max<int64_t>(1, l.B) > 100000;
+  const int64_t head_ranges = rows > l.B ? l.H_kv : 1, heads = l.H_kv / head_ranges;
   dispatch(p.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    parallel_tasks(l.B * l.H_kv * p.splits, worth_waking, [&](int64_t task) {
-      const int64_t split = task % p.splits, head = task / p.splits;
-      simd::call<Attend<T>>(&p, head / l.H_kv, head % l.H_kv, split);
+    parallel_tasks(l.B * head_ranges * p.splits, worth_waking, [&](int64_t task) {
+      const int64_t split = task % p.splits, range = task / p.splits % head_ranges, b = task / p.splits / head_ranges;
+      simd::call<Attend<T>>(&p, b, range * heads, (range + 1) * heads, split);
     });
     if (p.splits > 1) parallel_tasks(rows * p.H, worth_waking, [&](int64_t at) { simd::call<Merge<T>>(&p, at); });
   });

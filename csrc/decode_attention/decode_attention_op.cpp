@@ -10,17 +10,19 @@ struct Splits {
   int64_t count, keys;
 };
 
-// Into how many runs a long cache is cut. Where sequences and heads alone give enough tasks, one will do; the numbers
-// depend on the shapes (and on the CPU the lengths) alone, never on the threads, so that results repeat.
-Splits splits_for(const PagedLayout& l, bool cuda) {
+// Into how many runs a long cache is cut, so that there is work for many threads or blocks also where sequences and heads
+// are few. The numbers depend on the shapes (and on the CPU the lengths) alone, never on the threads: results repeat.
+Splits splits_for(const PagedLayout& l, int64_t rows, bool cuda) {
   int64_t longest = l.max_blocks * l.block_size;
+  int64_t tasks = l.B * l.H_kv, wanted_tasks = 512, least_keys = 256;
   if (!cuda) {
     longest = 0;
     for (int64_t b = 0; b < l.B; ++b) longest = std::max<int64_t>(longest, l.seq_lens[b]);
+    wanted_tasks = 64;
+    if (rows <= l.B) tasks = l.B, least_keys = 64;  // one new token a sequence: its task takes all heads
   }
-  const int64_t wanted_tasks = cuda ? 512 : 64, least_keys = 256;
-  const int64_t heads = std::max<int64_t>(1, l.B * l.H_kv);
-  const int64_t wanted = std::max<int64_t>(1, std::min(wanted_tasks / heads, longest / least_keys));
+  const int64_t wanted =
+      std::max<int64_t>(1, std::min(wanted_tasks / std::max<int64_t>(1, tasks), longest / least_keys));
   const int64_t keys = std::max<int64_t>(1, (longest + wanted - 1) / wanted);
   return {std::max<int64_t>(1, (longest + keys - 1) / keys), keys};
 }
@@ -43,7 +45,7 @@ Tensor decode_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_
 
   Tensor out = empty(q, {q.sizes().begin(), q.sizes().end()}, q.scalar_type());
   if (q.numel() == 0) return out;
-  const Splits splits = splits_for(layout, q.is_cuda());
+  const Splits splits = splits_for(layout, rows, q.is_cuda());
   const int64_t scratch_rows = splits.count > 1 ? rows : 0;
   Tensor partial_out = empty(q, {scratch_rows, H, splits.count, D}, accumulate_type(dtype));
   Tensor partial_stats = empty(q, {scratch_rows, H, splits.count, 2}, accumulate_type(dtype));
