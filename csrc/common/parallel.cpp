@@ -7,8 +7,14 @@
 
 namespace minigpt {
 
-void run_tasks(int64_t n, void (*call)(const void* context, int64_t i), const void* context) {
+void run_tasks(int64_t n, bool in_runs, void (*call)(const void* context, int64_t i), const void* context) {
   if (n <= 0) return;
+  if (in_runs) {
+    torch::stable::parallel_for(0, n, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) call(context, i);
+    });
+    return;
+  }
   const int64_t workers = std::min<int64_t>(n, torch::stable::get_num_threads());
   std::atomic<int64_t> next{0};
   torch::stable::parallel_for(0, workers, 1, [&](int64_t, int64_t) {

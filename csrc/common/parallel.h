@@ -4,13 +4,20 @@
 
 namespace minigpt {
 
-// Calls call(context, i) once for each i in [0, n), on all of torch's threads; a thread that is free takes the next i.
-// The call must not throw: an exception in a worker would lose its message.
-void run_tasks(int64_t n, void (*call)(const void* context, int64_t i), const void* context);
+// Calls call(context, i) once for each i in [0, n), on all of torch's threads. `in_runs`: each thread takes one run of
+// consecutive i, the same one every time, and finds what it wrote before in its own cache; otherwise a thread that is free
+// takes the next i, for tasks of unequal length. The call must not throw: an exception in a worker would lose its message.
+void run_tasks(int64_t n, bool in_runs, void (*call)(const void* context, int64_t i), const void* context);
 
 template <class F>
+void run_tasks(int64_t n, bool in_runs, const F& task) {
+  run_tasks(n, in_runs, [](const void* context, int64_t i) { (*static_cast<const F*>(context))(i); }, &task);
+}
+
+// Tasks of unequal length.
+template <class F>
 void parallel_tasks(int64_t n, const F& task) {
-  run_tasks(n, [](const void* context, int64_t i) { (*static_cast<const F*>(context))(i); }, &task);
+  run_tasks(n, /*in_runs=*/false, task);
 }
 
 // The same, on the calling thread alone where all of the work is too little (under some 20 us) to wake others for.
@@ -24,7 +31,7 @@ void parallel_tasks(int64_t n, bool worth_waking, const F& task) {
 // never on the number of threads, so that what is added up range by range is the same on every machine.
 template <class F>
 void parallel_ranges(int64_t n, int64_t chunk, const F& task) {
-  parallel_tasks((n + chunk - 1) / chunk, [&](int64_t i) {
+  run_tasks((n + chunk - 1) / chunk, /*in_runs=*/true, [&](int64_t i) {
     const int64_t begin = i * chunk;
     task(begin, begin + chunk < n ? begin + chunk : n);
   });

@@ -40,13 +40,17 @@ template <class T>
 struct Attend {
   using A = accumulate_t<T>;
 
-  // sum_d q_d k_d over D elements; q is padded with zeros.
-  template <int Bytes>
-  static ALWAYS_INLINE A dot(const A* q, const T* k, int64_t D) {
-    simd::Vector<A, Bytes> sum = {};
-    for (int64_t d = 0; d < D; d += simd::lanes<A, Bytes>)
-      sum += simd::load<Bytes>(q + d) * simd::load_part<Bytes>(k + d, D - d);
-    return simd::sum(sum);
+  // Scores of `Keys` keys of one head: sum_d q_d k_d over D elements; q is padded with zeros.
+  template <int Bytes, int Keys>
+  static ALWAYS_INLINE void dot(A* scores, const A* q, const T* const* k, int64_t at, int64_t D) {
+    constexpr int W = simd::lanes<A, Bytes>;
+    simd::Vector<A, Bytes> sum[Keys] = {};
+    int64_t d = 0;
+    for (; d + W <= D; d += W)
+      for (int j = 0; j < Keys; ++j) sum[j] += simd::load<Bytes>(q + d) * simd::load<Bytes>(k[j] + at + d);
+    if (d < D)
+      for (int j = 0; j < Keys; ++j) sum[j] += simd::load<Bytes>(q + d) * simd::load_part<Bytes>(k[j] + at + d, D - d);
+    for (int j = 0; j < Keys; ++j) scores[j] = simd::sum(sum[j]);
   }
 
   // Scores of n (<= kTile) keys become weights relative to the new maximum; m, l and acc follow.
@@ -76,9 +80,18 @@ struct Attend {
   // acc += sum_j weights_j v_j over `Keys` keys of one head.
   template <int Bytes, int Keys>
   static ALWAYS_INLINE void add_values(A* acc, const A* weights, const T* const* v, int64_t at, int64_t D) {
-    for (int64_t d = 0; d < D; d += simd::lanes<A, Bytes>) {
+    constexpr int W = simd::lanes<A, Bytes>;
+    A weight[Keys];
+    for (int j = 0; j < Keys; ++j) weight[j] = weights[j];
+    int64_t d = 0;
+    for (; d + W <= D; d += W) {
       auto sum = simd::load<Bytes>(acc + d);
-      for (int j = 0; j < Keys; ++j) sum += weights[j] * simd::load_part<Bytes>(v[j] + at + d, D - d);
+      for (int j = 0; j < Keys; ++j) sum += weight[j] * simd::load<Bytes>(v[j] + at + d);
+      simd::store<Bytes>(acc + d, sum);
+    }
+    if (d < D) {
+      auto sum = simd::load<Bytes>(acc + d);
+      for (int j = 0; j < Keys; ++j) sum += weight[j] * simd::load_part<Bytes>(v[j] + at + d, D - d);
       simd::store<Bytes>(acc + d, sum);
     }
   }
@@ -89,13 +102,17 @@ struct Attend {
                                 const T* const* v, int64_t n, int64_t D) {
     const A* q = state.q + row * heads * state.padded;
     A* acc = state.acc + row * heads * state.padded;
-    for (int64_t j = 0; j < n; ++j)
+    int64_t j = 0;
+    for (; j + 4 <= n; j += 4)
       for (int64_t h = 0; h < heads; ++h)
-        state.scores[h * kTile + j] = dot<Bytes>(q + h * state.padded, k[j] + h / group * D, D);
+        dot<Bytes, 4>(state.scores + h * kTile + j, q + h * state.padded, k + j, h / group * D, D);
+    for (; j < n; ++j)
+      for (int64_t h = 0; h < heads; ++h)
+        dot<Bytes, 1>(state.scores + h * kTile + j, q + h * state.padded, k + j, h / group * D, D);
     for (int64_t h = 0; h < heads; ++h)
       softmax<Bytes>(state.scores + h * kTile, n, state.m[row * heads + h], state.l[row * heads + h],
                      acc + h * state.padded, state.padded);
-    int64_t j = 0;
+    j = 0;
     for (; j + 4 <= n; j += 4)
       for (int64_t h = 0; h < heads; ++h)
         add_values<Bytes, 4>(acc + h * state.padded, state.scores + h * kTile + j, v + j, h / group * D, D);

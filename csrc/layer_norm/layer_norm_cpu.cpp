@@ -114,7 +114,7 @@ void layer_norm_backward_cpu(const LayerNormBackwardParams& p) {
     using T = typename decltype(type)::type;
     using Weight = typename decltype(weight_type)::type;
     const int64_t rows_a_chunk = (p.rows + p.chunks - 1) / p.chunks;
-    parallel_tasks(p.chunks, [&](int64_t chunk) {
+    run_tasks(p.chunks, /*in_runs=*/true, [&](int64_t chunk) {
       const int64_t begin = std::min(p.rows, chunk * rows_a_chunk), end = std::min(p.rows, begin + rows_a_chunk);
       simd::call<Backward<T, Weight>>(&p, chunk, begin, end);
     });

@@ -1,0 +1,35 @@
+#include "../common/dispatch.h"
+#include "gelu.cuh"
+
+namespace minigpt {
+namespace {
+
+// A thread for every 16 bytes, up to far more threads than any GPU holds at a time; from there on they go round.
+template <class T>
+dim3 gelu_grid(int64_t n) {
+  constexpr int64_t each = kGeluThreads * kGeluWidth<T>, most = 65536;
+  const int64_t blocks = (n + each - 1) / each;
+  return grid_of(blocks < most ? blocks : most);
+}
+
+}  // namespace
+
+void gelu_forward_cuda(const GeluForwardParams& p, CudaStream stream) {
+  if (p.n == 0) return;
+  dispatch(p.dtype, [&](auto type) {
+    using T = device_t<typename decltype(type)::type>;
+    const auto kernel = p.tanh ? gelu_forward_kernel<T, true> : gelu_forward_kernel<T, false>;
+    launch("gelu_forward_kernel", kernel, gelu_grid<T>(p.n), kGeluThreads, 0, stream, p);
+  });
+}
+
+void gelu_backward_cuda(const GeluBackwardParams& p, CudaStream stream) {
+  if (p.n == 0) return;
+  dispatch(p.dtype, [&](auto type) {
+    using T = device_t<typename decltype(type)::type>;
+    const auto kernel = p.tanh ? gelu_backward_kernel<T, true> : gelu_backward_kernel<T, false>;
+    launch("gelu_backward_kernel", kernel, gelu_grid<T>(p.n), kGeluThreads, 0, stream, p);
+  });
+}
+
+}  // namespace minigpt

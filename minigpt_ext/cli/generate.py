@@ -1,0 +1,156 @@
+"""`minigpt generate`: a trained model continues a prompt, and the text appears as it is made."""
+
+import io
+import os
+import secrets
+import sys
+import time
+from collections.abc import Iterator
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from minigpt_ext.cli.errors import UserError
+from minigpt_ext.generation import stream
+from minigpt_ext.model import GPT, KVCache
+from minigpt_ext.tokenizer import CharTokenizer, load_tokenizer
+from minigpt_ext.training.recipe import resolve_device
+
+MIB = 2**20
+INTERRUPTED = 130  # the exit status a shell gives to a command that Ctrl-C ended
+
+
+class DeviceName(str, Enum):
+    """What --device takes."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+    mps = "mps"
+
+
+def generate(
+    model: Annotated[Path, typer.Option(metavar="DIR", help="The run directory that `minigpt train` wrote.")],
+    prompt: Annotated[
+        str,
+        typer.Option(
+            metavar="TEXT",
+            help="What the text begins with. Without one it starts as after a newline, "
+            "or after id 0 where the vocabulary has no newline.",
+        ),
+    ] = "",
+    max_new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="How many tokens to add.")] = 500,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, metavar="T", help="Below 1 is safer, above 1 bolder; 0 is the same as --greedy.")
+    ] = 1.0,
+    top_k: Annotated[
+        int | None, typer.Option(min=1, metavar="K", help="Choose among the K likeliest tokens only.")
+    ] = None,
+    greedy: Annotated[bool, typer.Option("--greedy", help="Always take the likeliest token.")] = False,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="N", help="The same seed gives the same text again; left out, each run differs."),
+    ] = None,
+    device: Annotated[
+        DeviceName, typer.Option(help="Where the model runs; auto takes a GPU if there is one.")
+    ] = DeviceName.auto,
+) -> None:
+    """Continue a prompt with a trained model.
+
+    The prompt is read in one pass (prefill), then each token costs one step through the key/value cache (decode). The
+    text goes to standard output as it is made, and nothing else does; the timings go to standard error.
+
+    When the model's context (block_size) is full, its last block_size // 2 tokens are read anew and the text goes on.
+    Of a prompt longer than the context, the end is read.
+    """
+    if greedy and temperature != 1.0:
+        raise UserError("--greedy takes the likeliest token and --temperature draws one: give one of them, not both")
+    if greedy and top_k is not None:
+        raise UserError("--greedy takes the likeliest token and --top-k draws among K: give one of them, not both")
+    if seed is None:
+        seed = secrets.randbits(32)  # torch's default generator starts every process with the same seed
+    try:
+        place = resolve_device(device.value)
+        gpt = GPT.from_pretrained(model, device=place)
+        tokenizer = load_tokenizer(model)
+        if tokenizer.vocab_size != gpt.config.vocab_size:
+            raise ValueError(
+                f"{model}: the tokenizer has {tokenizer.vocab_size} tokens and the model {gpt.config.vocab_size}"
+            )
+        ids = torch.tensor([_prompt_ids(tokenizer, prompt)], device=place)
+        cache = gpt.new_cache(1)
+        steps = stream(
+            gpt,
+            ids,
+            max_new_tokens,
+            temperature=0.0 if greedy else temperature,
+            top_k=top_k,
+            seed=seed,
+            cache=cache,
+        )
+    except (ValueError, OSError) as error:
+        raise UserError(str(error)) from error
+
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without a letter for it shows ? and goes on
+        sys.stdout.reconfigure(errors="replace")
+    times: list[float] = []
+    began = time.perf_counter()
+    interrupted = False
+    try:
+        try:
+            _write(prompt)
+            for new_id in _timed(steps, times):
+                _write(tokenizer.decode([new_id]))
+        except KeyboardInterrupt:
+            interrupted = True
+        _write("\n")
+    except BrokenPipeError:  # the reader has seen enough; what is left in the buffer must not be tried again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return
+    typer.echo(_speed(ids.shape[1], began, times), err=True)
+    typer.echo(_memory(gpt, cache) + ("" if greedy or temperature == 0 else f"; seed {seed}"), err=True)
+    if interrupted:
+        raise typer.Exit(INTERRUPTED)
+
+
+def _prompt_ids(tokenizer: CharTokenizer, prompt: str) -> list[int]:
+    if prompt:
+        try:
+            return tokenizer.encode(prompt)
+        except ValueError as error:
+            raise ValueError(f"--prompt: {str(error).removeprefix('text: ')}") from error
+    try:
+        return tokenizer.encode("\n")
+    except ValueError:  # no newline in this vocabulary
+        return [0]
+
+
+def _timed(steps: Iterator[torch.Tensor], times: list[float]) -> Iterator[int]:
+    for new in steps:
+        new_id = int(new)  # waits for the device
+        times.append(time.perf_counter())
+        yield new_id
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _speed(n_prompt: int, began: float, times: list[float]) -> str:
+    text = f"{n_prompt} prompt tokens, {len(times)} new"
+    if times:
+        text += f"; first token after {1e3 * (times[0] - began):.1f} ms"
+    if len(times) > 1:
+        text += f", then {(len(times) - 1) / (times[-1] - times[0]):.0f} tokens/s"
+    return text
+
+
+def _memory(gpt: GPT, cache: KVCache) -> str:
+    weights = sum(parameter.nbytes for parameter in gpt.parameters())
+    weight = gpt.wte.weight
+    dtype = str(weight.dtype).removeprefix("torch.")
+    return f"weights {weights / MIB:.1f} MiB, cache {cache.nbytes / MIB:.1f} MiB, {dtype} on {weight.device.type}"

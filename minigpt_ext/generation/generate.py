@@ -1,0 +1,114 @@
+"""The loop of generation: prefill the prompt once, then decode one token a step through the key/value cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .sampling import check_sampling, sample
+
+if TYPE_CHECKING:
+    from minigpt_ext.model import GPT, KVCache
+
+
+def stream(
+    model: GPT,
+    ids: Tensor,
+    max_new_tokens: int,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    seed: int | None = None,
+    cache: KVCache | None = None,
+) -> Iterator[Tensor]:
+    """Yield the ids that follow a prompt, (B,) int64 on the model's device, each as soon as it is known.
+
+    The prompt is read in one call, then every new token costs one call of one token. Past block_size: when the context
+    is full, its last ``block_size // 2`` tokens (one at least) are prefilled anew into the emptied cache, and decoding
+    goes on. Of a prompt longer than block_size the last block_size tokens are read.
+
+    The model is in evaluation mode until the iterator is exhausted or closed, and then as it was before.
+
+    Args:
+        model: the GPT.
+        ids: (B, T) int64 or int32, T >= 1, on the model's device.
+        max_new_tokens: how many ids to yield.
+        temperature: 0 is greedy, 1 the model's own distribution.
+        top_k: choose among the k likeliest ids only; all by default.
+        seed: of the draws, the same on every device; by default they come from torch's default CPU generator.
+        cache: one to use in place of a new one, of ``model.new_cache(B)``; it is emptied first, and its max_tokens
+            stand for block_size in the policy above.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong kind or out of range; raised by this call, not by the first
+            step. (Ids out of range are named by the first step.)
+    """
+    if not isinstance(ids, Tensor):
+        raise TypeError(f"ids must be a tensor, not {type(ids).__name__}")
+    if ids.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"ids must be int64 or int32, not {ids.dtype}")
+    if ids.ndim != 2 or ids.numel() == 0:
+        raise ValueError(f"ids must be (B, T) with one token at least to go on from, not {tuple(ids.shape)}")
+    _check_integer("max_new_tokens", max_new_tokens)
+    if seed is not None:
+        _check_integer("seed", seed)
+    check_sampling(temperature, top_k)
+    if cache is None:
+        # the last new token is not fed back
+        n_tokens = ids.shape[1] + max(max_new_tokens, 1) - 1
+        cache = model.new_cache(ids.shape[0], min(n_tokens, model.config.block_size))
+    return _steps(model, ids, max_new_tokens, temperature, top_k, seed, cache)
+
+
+@torch.inference_mode()
+def _steps(
+    model: GPT,
+    ids: Tensor,
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int | None,
+    seed: int | None,
+    cache: KVCache,
+) -> Iterator[Tensor]:
+    generator = None if seed is None else torch.Generator("cpu").manual_seed(seed)
+    capacity = cache.max_tokens
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    cache.reset()
+    try:
+        recent = ids[:, -capacity:].long()  # the tokens a full cache may have to be filled with again
+        unread = recent.shape[1]
+        for _ in range(max_new_tokens):
+            if cache.length + unread > capacity:
+                cache.reset()
+                unread = max(capacity // 2, 1)
+            hidden = model.trunk(recent[:, -unread:], cache)
+            new = sample(model.head(hidden[:, -1]), temperature, top_k, generator)
+            recent = torch.cat([recent, new[:, None]], dim=1)[:, -capacity:]
+            unread = 1
+            yield new
+    finally:
+        for module in training:
+            module.training = True
+
+
+def generate(model: GPT, ids: Tensor, max_new_tokens: int, **options: Any) -> Tensor:
+    """The prompt and what follows it together, (B, T + max_new_tokens) int64. Arguments and errors as :func:`stream`.
+
+    What comes back is an ordinary tensor: it may be trained on.
+    """
+    steps = stream(model, ids, max_new_tokens, **options)
+    n_prompt = ids.shape[1]
+    tokens = torch.empty(ids.shape[0], n_prompt + max_new_tokens, dtype=torch.int64, device=ids.device)
+    tokens[:, :n_prompt] = ids
+    for end, new in enumerate(steps, start=n_prompt):
+        tokens[:, end] = new
+    return tokens
+
+
+def _check_integer(name: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
+        raise ValueError(f"{name} must be an integer of at least 0 and below 2**63, not {value!r}")

@@ -1,0 +1,243 @@
+"""GPT: the decoder-only transformer of GPT-2, with learned positions and a tied head, on the ops of this package."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from minigpt_ext.generation.generate import generate
+
+from .config import GPTConfig
+from .kv_cache import KVCache
+from .layers import Block, LayerNorm
+
+INIT_STD = 0.02
+
+
+class GPT(nn.Module):
+    """A GPT of the shape ``config`` gives. Parameter names are GPT-2's: wte, wpe, h.N.attn.c_attn, ..., ln_f.
+
+    The weights are drawn on the CPU in the order of ``named_parameters`` and then moved, so that one seed gives the
+    same model on every device: N(0, 0.02) for matrices and embeddings, 0.02 / sqrt(2 n_layer) for the projections that
+    write into the residual stream (2 n_layer of them are summed there), 0 for biases, 1 for LayerNorm weights
+    (Radford et al., "Language Models are Unsupervised Multitask Learners", 2.3).
+
+    Args:
+        config: the shape.
+        seed: of the initial weights; by default they come from torch's default CPU generator.
+    """
+
+    def __init__(self, config: GPTConfig, seed: int | None = None) -> None:
+        super().__init__()
+        self.config = config
+        device = torch.get_default_device()
+        # Built without memory first: torch's layers draw weights of their own on the default device, and that would
+        # advance a generator that ours is to come from.
+        with torch.device("meta"):
+            self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+            self.wpe = nn.Embedding(config.block_size, config.n_embd)
+            self.drop = nn.Dropout(config.dropout)
+            self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+            self.ln_f = LayerNorm(config)
+        if device.type != "meta":
+            self.to_empty(device=device)
+            self._draw_weights(seed)
+
+    @torch.no_grad()
+    def _draw_weights(self, seed: int | None) -> None:
+        generator = None if seed is None else torch.Generator("cpu").manual_seed(seed)
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif parameter.ndim == 1:  # LayerNorm
+                parameter.fill_(1.0)
+            else:
+                residual = name.endswith("c_proj.weight")
+                std = INIT_STD / math.sqrt(2 * self.config.n_layer) if residual else INIT_STD
+                drawn = torch.empty(parameter.shape, dtype=torch.float32, device="cpu")
+                parameter.copy_(drawn.normal_(0.0, std, generator=generator))
+
+    def forward(
+        self, ids: Tensor, targets: Tensor | None = None, cache: KVCache | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Logits for what follows each token, and with targets their mean cross-entropy.
+
+        Args:
+            ids: (B, T) int64 or int32, each in [0, V); T at most block_size.
+            targets: (B, T) of the same kind; targets[b, t] is the id that follows ids[b, t], -1 where it does not
+                count (where none counts the loss is nan).
+            cache: ids follow the tokens it holds and are added to it (without gradients).
+
+        Returns:
+            logits (B, T, V) and the loss in nats a token (fp32 at least), or None without targets.
+
+        Raises:
+            TypeError: ids or targets are not int64 or int32.
+            ValueError: wrong shape or device, T too long, or (seen on the CPU only) an id that is out of range.
+        """
+        if targets is not None:
+            _check_ids("ids", ids, self, lowest=0)
+            _check_ids("targets", targets, self, lowest=-1)
+            if targets.shape != ids.shape:
+                raise ValueError(f"targets must have the shape of ids {tuple(ids.shape)}, not {tuple(targets.shape)}")
+        logits = self.head(self.trunk(ids, cache))
+        if targets is None:
+            return logits, None
+        scores = logits.flatten(0, 1)
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        return logits, F.cross_entropy(scores, targets.flatten().long(), ignore_index=-1)
+
+    def trunk(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """All but the head: ids (B, T) -> hidden states (B, T, C), after the last LayerNorm. See :meth:`forward`."""
+        _check_ids("ids", ids, self, lowest=0)
+        n_tokens = ids.shape[1]
+        if cache is None:
+            start = 0
+            if n_tokens > self.config.block_size:
+                raise ValueError(f"ids must have block_size ({self.config.block_size}) columns at most, not {n_tokens}")
+        else:
+            self._check_cache(cache, ids)
+            start = cache.length
+            cache.begin(n_tokens)
+        x = self.drop(self.wte(ids) + self.wpe.weight[start : start + n_tokens])
+        for block in self.h:
+            x = block(x, cache)
+        if cache is not None:
+            cache.advance(n_tokens)
+        return self.ln_f(x)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits (..., V) of hidden states (..., C), by the token embedding's own weights."""
+        return F.linear(hidden, self.wte.weight)
+
+    def generate(
+        self,
+        ids: Tensor,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        seed: int | None = None,
+    ) -> Tensor:
+        """Continue ids (B, T) by max_new_tokens: (B, T + max_new_tokens). See :func:`generation.generate.generate`."""
+        return generate(self, ids, max_new_tokens, temperature=temperature, top_k=top_k, seed=seed)
+
+    def new_cache(self, batch_size: int, max_tokens: int | None = None) -> KVCache:
+        """An empty cache for this model: its device, the dtype it computes in now, block_size tokens by default."""
+        weight = self.wte.weight
+        autocast = torch.is_autocast_enabled(weight.device.type)
+        dtype = torch.get_autocast_dtype(weight.device.type) if autocast else weight.dtype
+        max_tokens = self.config.block_size if max_tokens is None else max_tokens
+        return KVCache(self.config, batch_size, max_tokens, dtype=dtype, device=weight.device)
+
+    def num_parameters(self) -> int:
+        """How many numbers the model learned; the tied head counts once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    @torch.no_grad()
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy ``tensors``, one for each parameter, into the model's own, whatever their device and floating dtype.
+
+        Raises:
+            ValueError: a tensor is missing, unknown, or of another shape (the message names them); nothing was copied.
+        """
+        own = self.state_dict()
+        wrong = [f"{name} is missing" for name in own if name not in tensors]
+        wrong += [f"{name} is unknown" for name in tensors if name not in own]
+        for name in own:
+            if name in tensors and tensors[name].shape != own[name].shape:
+                wrong.append(f"{name} has shape {tuple(tensors[name].shape)} instead of {tuple(own[name].shape)}")
+        if wrong:
+            more = f"; and {len(wrong) - 8} more" if len(wrong) > 8 else ""
+            raise ValueError(f"these tensors are not this model's: {'; '.join(wrong[:8])}{more}")
+        for name, parameter in own.items():
+            parameter.copy_(tensors[name])
+
+    @classmethod
+    def from_pretrained(cls, run_directory: str | Path, device: torch.device | str | None = None) -> "GPT":
+        """The best model of a run: ``config.json`` and ``model.safetensors`` of a directory ``minigpt train`` wrote.
+
+        Args:
+            run_directory: the run.
+            device: where the model goes; torch's default device by default.
+
+        Returns:
+            The model in evaluation mode, its weights in torch's default dtype.
+
+        Raises:
+            FileNotFoundError: it is no directory of a run, or the run has saved no model yet.
+            ValueError: a file in it cannot be read or does not fit; the message names it.
+        """
+        directory = Path(run_directory)
+        if not directory.is_dir():
+            raise FileNotFoundError(f"there is no directory {directory}")
+        model_config = _read_run_config(directory)
+        weights = directory / "model.safetensors"
+        if not weights.is_file():
+            raise FileNotFoundError(f"{directory} holds no model.safetensors: the run has not saved a model yet")
+        with torch.device("meta"):
+            model = cls(model_config)
+        model.to_empty(device=device if device is not None else torch.get_default_device())
+        try:
+            model.load_tensors(_read_safetensors(weights))
+        except ValueError as error:
+            raise ValueError(f"{weights}: {error}") from error
+        return model.eval()
+
+    def _check_cache(self, cache: KVCache, ids: Tensor) -> None:
+        if torch.is_grad_enabled() and self.wte.weight.requires_grad:
+            raise ValueError("cache keeps no gradients: call the model in torch.no_grad() or torch.inference_mode()")
+        if self.training and self.config.dropout > 0:
+            raise ValueError("cache is for inference, and this model drops values at random: call model.eval() first")
+        if cache.batch_size != ids.shape[0]:
+            raise ValueError(f"cache is for {cache.batch_size} sequences, and ids holds {ids.shape[0]}")
+
+
+def _check_ids(name: str, ids: Tensor, model: GPT, lowest: int) -> None:
+    if not isinstance(ids, Tensor):
+        raise TypeError(f"{name} must be a tensor, not {type(ids).__name__}")
+    if ids.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"{name} must be int64 or int32, not {ids.dtype}")
+    if ids.ndim != 2 or ids.numel() == 0:
+        raise ValueError(f"{name} must be (B, T) with one token at least, not {tuple(ids.shape)}")
+    device = model.wte.weight.device
+    if ids.device != device:
+        raise ValueError(f"{name} must be on the model's device {device}, not {ids.device}")
+    # On a device the values cannot be seen without waiting for it, and in a compiled graph they do not exist yet.
+    if ids.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    low, high = (int(value) for value in ids.aminmax())
+    if low < lowest or high >= model.config.vocab_size:
+        wrong = low if low < lowest else high
+        raise ValueError(f"{name} must lie in [{lowest}, {model.config.vocab_size}), and holds {wrong}")
+
+
+def _read_run_config(directory: Path) -> GPTConfig:
+    path = directory / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{directory} is not a run directory: it holds no config.json. `minigpt train` writes one, with "
+            "config.json, model.safetensors and tokenizer.json in it"
+        )
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(run, dict) or run.get("format") != "minigpt-run" or run.get("version") != 1:
+        raise ValueError(f'{path} is not the config of a run: "format" must be "minigpt-run" and "version" 1')
+    try:
+        return GPTConfig.from_dict(run.get("model"))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"not a safetensors file: {error}") from error

@@ -1,0 +1,86 @@
+"""KVCache: the keys and values of the tokens a model has already read, so that each new token costs one token."""
+
+import torch
+from torch import Tensor
+
+from .config import GPTConfig
+
+
+class KVCache:
+    """A paged key/value cache for ``batch_size`` sequences of up to ``max_tokens`` tokens each.
+
+    A sequence's tokens lie in blocks of ``cache_block`` tokens; ``block_table`` says which block of the pool holds
+    tokens ``n * cache_block`` and on. Here every sequence owns its blocks from the start (the identity table), and all
+    sequences have the same length. A model call appends to it: ``model(ids, cache=cache)``.
+
+    Attributes:
+        k, v: a tensor a layer, (n_blocks, cache_block, H, D).
+        block_table: (B, max_blocks) int32.
+        seq_lens: (B,) int32, tokens each sequence holds; ``length`` is the same as a host integer.
+        seq_lens_after: (B,) int32, within a model call: tokens with those of the call.
+
+    Args:
+        config: the model's config (layers, heads, head_dim, and block_size, the most that max_tokens may be).
+        cache_block: tokens a block.
+        dtype, device: of the keys and values; torch's defaults where not given. They must be what the model computes
+            in: ``GPT.new_cache`` sees to that.
+
+    Raises:
+        ValueError: an argument is not a positive integer, or max_tokens is more than config.block_size.
+    """
+
+    def __init__(
+        self,
+        config: GPTConfig,
+        batch_size: int,
+        max_tokens: int,
+        *,
+        cache_block: int = 64,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        for name, value in (("batch_size", batch_size), ("max_tokens", max_tokens), ("cache_block", cache_block)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be a positive integer, not {value!r}")
+        if max_tokens > config.block_size:
+            raise ValueError(f"max_tokens must be block_size ({config.block_size}) at most, not {max_tokens}")
+        max_blocks = -(-max_tokens // cache_block)
+        shape = (batch_size * max_blocks, cache_block, config.n_head, config.head_dim)
+        self.batch_size, self.max_tokens = batch_size, max_tokens
+        self.length = 0
+        # Tensors made in inference mode could not be written outside it.
+        with torch.inference_mode(False):
+            self.k: list[Tensor] = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.n_layer)]
+            self.v: list[Tensor] = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.n_layer)]
+            blocks = torch.arange(batch_size * max_blocks, dtype=torch.int32, device=device)
+            self.block_table = blocks.view(batch_size, max_blocks)
+            self.seq_lens = torch.zeros(batch_size, dtype=torch.int32, device=device)
+        self.seq_lens_after = self.seq_lens
+
+    def begin(self, n_tokens: int) -> None:
+        """Make ready for n_tokens more a sequence. Nothing counts as held before :meth:`advance`.
+
+        Raises:
+            ValueError: they do not fit.
+        """
+        if self.length + n_tokens > self.max_tokens:
+            raise ValueError(
+                f"the cache is full: it holds {self.length} of {self.max_tokens} tokens a sequence, "
+                f"and {n_tokens} more do not fit"
+            )
+        self.seq_lens_after = self.seq_lens + n_tokens
+
+    def advance(self, n_tokens: int) -> None:
+        """Count the n_tokens that :meth:`begin` announced, now that every layer has written them."""
+        self.seq_lens = self.seq_lens_after
+        self.length += n_tokens
+
+    def reset(self) -> None:
+        """Forget all tokens; the memory stays for the next ones."""
+        self.seq_lens = self.seq_lens_after = torch.zeros_like(self.seq_lens)
+        self.length = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values, all layers together, used or not."""
+        return sum(tensor.nbytes for tensor in (*self.k, *self.v))

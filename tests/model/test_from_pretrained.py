@@ -1,0 +1,84 @@
+"""GPT.from_pretrained: a run directory back into a model, and a clear word about everything that is none."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from minigpt_ext.model import GPT, GPTConfig
+
+CONFIG = GPTConfig(vocab_size=7, block_size=8, n_layer=1, n_head=2, n_embd=8, dropout=0.1)
+
+
+@pytest.fixture
+def run(tmp_path):
+    model = GPT(CONFIG, seed=0)
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    config = {"format": "minigpt-run", "version": 1, "model": CONFIG.to_dict(), "training": {"seed": 0}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    return tmp_path
+
+
+def test_round_trip(run):
+    before = torch.get_rng_state()
+    model = GPT.from_pretrained(run)
+    assert torch.equal(torch.get_rng_state(), before), "loading must not draw random numbers"
+    assert model.config == CONFIG and not model.training
+    for name, weight in GPT(CONFIG, seed=0).state_dict().items():
+        assert torch.equal(model.state_dict()[name], weight), name
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_device_and_path_as_text(run):
+    assert GPT.from_pretrained(str(run), device="cpu").wte.weight.device.type == "cpu"
+
+
+def test_no_directory(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no directory .*nowhere"):
+        GPT.from_pretrained(tmp_path / "nowhere")
+
+
+def test_not_a_run(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is not a run directory: it holds no config.json.*tokenizer.json"):
+        GPT.from_pretrained(tmp_path)
+
+
+def test_no_model_yet(run):
+    (run / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="has not saved a model yet"):
+        GPT.from_pretrained(run)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "is not the config of a run"),
+        ('{"model_type": "gpt2"}', "is not the config of a run"),
+        ('{"format": "minigpt-run", "version": 2}', '"version" 1'),
+        ('{"format": "minigpt-run", "version": 1}', "must be a mapping of fields, not NoneType"),
+        ('{"format": "minigpt-run", "version": 1, "model": {"n_layer": 2}}', "lacks vocab_size"),
+    ],
+)
+def test_wrong_config(run, text, message):
+    (run / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        GPT.from_pretrained(run)
+    assert "config.json" in str(caught.value)
+
+
+def test_wrong_tensors(run):
+    tensors = GPT(CONFIG, seed=0).state_dict()
+    tensors["extra"] = tensors.pop("ln_f.bias")
+    tensors["wpe.weight"] = torch.zeros(9, 8)
+    save_file(tensors, run / "model.safetensors")
+    with pytest.raises(ValueError, match="model.safetensors: .*ln_f.bias is missing; extra is unknown; wpe.weight has"):
+        GPT.from_pretrained(run)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a model", b"\xff" * 64])
+def test_broken_weights(run, content):
+    (run / "model.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match="model.safetensors: not a safetensors file"):
+        GPT.from_pretrained(run)
