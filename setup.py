@@ -6,7 +6,6 @@ MINIGPT_CUDA=0     C++ kernels alone
 """
 
 import os
-import platform
 import re
 import shutil
 import subprocess
@@ -151,10 +150,8 @@ def extension():
     sources = sorted(ROOT.glob("csrc/**/*.cpp"))
     macros = [("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION)]
     cxx = ["-O3", "-std=c++20", "-ffp-contract=fast", "-fvisibility=hidden", "-Wall"]
-    if platform.machine() in ("x86_64", "AMD64"):
-        cxx += ["-Wno-psabi"]  # wide vectors are only passed between functions that are inlined
-    if sys.platform == "linux":
-        cxx += ["-Wno-ignored-attributes", "-Wno-maybe-uninitialized"]  # g++ on vector types, and on optional
+    # Wide vectors are only passed between functions that are inlined; and g++ errs on vector types and on std::optional.
+    cxx += ["-Wno-psabi", "-Wno-ignored-attributes", "-Wno-maybe-uninitialized", "-Wno-unknown-warning-option"]
     nvcc, link, cuda = [], [], {}
     if home := chosen_cuda():
         toolkit = toolkit_version(home)

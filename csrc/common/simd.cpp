@@ -28,8 +28,13 @@ Level choose() {
 
 bool level_supported(Level wanted) {
 #ifdef __x86_64__
-  if (wanted == Level::avx512) return __builtin_cpu_supports("x86-64-v4");
-  if (wanted == Level::avx2) return __builtin_cpu_supports("x86-64-v3");
+#define HAS(feature) (__builtin_cpu_supports(feature) != 0)
+  // The marks of x86-64-v3 and v4 (not every compiler knows those names here); a CPU that has these has the rest.
+  const bool avx2 = HAS("avx2") && HAS("fma") && HAS("bmi") && HAS("bmi2");
+  if (wanted == Level::avx2) return avx2;
+  if (wanted == Level::avx512)
+    return avx2 && HAS("avx512f") && HAS("avx512bw") && HAS("avx512cd") && HAS("avx512dq") && HAS("avx512vl");
+#undef HAS
 #endif
   return wanted == Level::portable;
 }
