@@ -27,7 +27,10 @@ def add_environments_packages() -> None:
     --system-site-packages and per-user installations are all answered rightly.
     """
     found = subprocess.run(
-        [sys.executable, "-E", "-c", "import sys; print('\\n'.join(sys.path))"], capture_output=True, text=True, check=True
+        [sys.executable, "-E", "-c", "import sys; print('\\n'.join(sys.path))"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     sys.path += [path for path in found.stdout.splitlines() if path and path not in sys.path]
 
@@ -40,7 +43,9 @@ except ModuleNotFoundError as error:
     if error.name != "torch":
         raise
     if "egg_info" not in sys.argv:  # pip's question what the build needs; any later step cannot do without torch
-        sys.exit(f"error: building minigpt_ext needs {TORCH}, and there is none. Install it first: pip install '{TORCH}'")
+        sys.exit(
+            f"error: building minigpt_ext needs {TORCH}, and there is none. Install it first: pip install '{TORCH}'"
+        )
     setup(setup_requires=[TORCH])
     sys.exit()
 

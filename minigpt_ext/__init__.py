@@ -1,17 +1,27 @@
 """minigpt_ext: a GPT you can see through, on kernels you can read."""
 
+import importlib
+
 import torch  # noqa: F401  its libraries must be loaded before the extension
-
-try:
-    from . import _C  # noqa: F401  registers the ops with torch
-except ModuleNotFoundError as error:
-    raise ImportError(
-        "minigpt_ext._C is not built for this Python. Build it with `pip install -e .` in the checkout."
-    ) from error
-
-from . import ops
-from .backend import backend
-from .model import GPT, GPTConfig, KVCache
 
 __version__ = "0.1.0"
 __all__ = ["GPT", "GPTConfig", "KVCache", "backend", "ops", "__version__"]
+
+try:
+    importlib.import_module("minigpt_ext._C")  # registers the ops with torch
+except ImportError as error:
+    # The package itself can still be imported, so that `minigpt doctor` can tell; whatever is asked of it says why not.
+    extension_error: ImportError | None = error
+
+    def __getattr__(name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise ImportError(
+            f"minigpt_ext's compiled extension cannot be loaded ({extension_error}). Build it with `pip install -e .` "
+            "in the checkout; `minigpt doctor` tells more."
+        ) from extension_error
+else:
+    extension_error = None
+    from . import ops
+    from .backend import backend
+    from .model import GPT, GPTConfig, KVCache

@@ -40,7 +40,12 @@ def _from_environment(text: str) -> dict[str, str]:
     return chosen
 
 
-_chosen = _from_environment(os.environ.get("MINIGPT_BACKEND", ""))
+# A wrong MINIGPT_BACKEND is told when an op is called, not while the package is imported: so the commands can tell it well.
+environment_error: ValueError | None = None
+try:
+    _chosen = _from_environment(os.environ.get("MINIGPT_BACKEND", ""))
+except ValueError as error:
+    environment_error, _chosen = error, dict.fromkeys(OPS, "kernels")
 
 
 @contextlib.contextmanager
@@ -82,7 +87,12 @@ _usable: dict[torch.device, bool] = {}
 
 
 def uses_kernels(op: str, device: torch.device) -> bool:
-    """Whether a call of `op` on `device` goes to this package's kernels. Says so once where torch's op must stand in."""
+    """Whether a call of `op` on `device` goes to this package's kernels. Says so once where torch's op must stand in.
+
+    Raises ValueError where MINIGPT_BACKEND is wrong.
+    """
+    if environment_error:
+        raise environment_error
     if _chosen[op] == "torch":
         return False
     if device.type == "cpu":

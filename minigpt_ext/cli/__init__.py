@@ -4,11 +4,11 @@ import sys
 
 import typer
 
-from .bench import bench
+from minigpt_ext import extension_error
+from minigpt_ext.backend import environment_error
+
 from .doctor import doctor
 from .errors import UserError
-from .generate import generate
-from .train import train
 
 app = typer.Typer(
     help="A GPT you can see through, on kernels you can read.",
@@ -17,12 +17,27 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (train, generate, bench, doctor):
-    app.command(command.__name__)(command)
+app.callback()(lambda: None)  # else an app of one command would not take its name
+if extension_error is None:
+    from .bench import bench
+    from .generate import generate
+    from .train import train
+
+    for command in (train, generate, bench):
+        app.command(command.__name__)(command)
+app.command("doctor")(doctor)
 
 
 def main() -> None:
     try:
+        if sys.argv[1:2] != ["doctor"]:  # which tells of both, and of the rest
+            if extension_error is not None:
+                raise UserError(
+                    f"the compiled extension cannot be loaded ({extension_error}). Build it: `pip install -e .` in the "
+                    "checkout. `minigpt doctor` tells more"
+                )
+            if environment_error is not None:
+                raise UserError(str(environment_error))
         app()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -36,7 +36,9 @@ def attention(
     Raises ValueError or RuntimeError naming the argument.
     """
     if window is not None and (window < 1 or not causal):
-        raise ValueError(f"attention: window must be at least 1 and needs causal=True, got {window} with causal={causal}")
+        raise ValueError(
+            f"attention: window must be at least 1 and needs causal=True, got {window} with causal={causal}"
+        )
     if not 0.0 <= dropout_p < 1.0:
         raise ValueError(f"attention: dropout_p must be in [0, 1), got {dropout_p}")
     if scale is None:

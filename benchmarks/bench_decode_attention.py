@@ -1,0 +1,72 @@
+"""Decode attention beside torch's SDPA: `python benchmarks/bench_decode_attention.py [--quick] [--json FILE]`."""
+
+import report
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from minigpt_ext import ops
+from minigpt_ext.ops.decode_attention import decode_attention_reference
+
+CACHE_BLOCK = 64
+
+
+def make_case(
+    options: report.Options,
+    B: int,
+    S: int,
+    H: int = 12,
+    H_kv: int = 12,
+    D: int = 64,
+    scattered: bool = False,
+    goal: float | None = None,
+) -> report.Case:
+    """One new query a sequence over S tokens; scattered: the blocks lie in the pool in random order."""
+    max_blocks = S // CACHE_BLOCK
+
+    def inputs() -> list[Tensor]:
+        place = {"device": options.device}
+        q = torch.randn(B, 1, H, D, dtype=options.dtype, **place)
+        caches = [torch.randn(B * max_blocks, CACHE_BLOCK, H_kv, D, dtype=options.dtype, **place) for _ in range(2)]
+        blocks = torch.randperm(B * max_blocks) if scattered else torch.arange(B * max_blocks)
+        block_table = blocks.to(options.device, torch.int32).view(B, max_blocks)
+        seq_lens = torch.full((B,), S, dtype=torch.int32, **place)
+        # torch's own copy of the cache, in the layout that suits it: (B, H_kv, S, D)
+        theirs = [cache[block_table.long()].view(B, S, H_kv, D).transpose(1, 2).contiguous() for cache in caches]
+        return [q, *caches, block_table, seq_lens, *theirs]
+
+    def torch_attention(q, k_cache, v_cache, block_table, seq_lens, k, v) -> Tensor:
+        return scaled_dot_product_attention(q.transpose(1, 2), k, v, enable_gqa=H != H_kv).transpose(1, 2)
+
+    return report.Case(
+        shape=f"B{B} S{S} H{H}{f' H_kv{H_kv}' if H != H_kv else ''} D{D}{' scattered blocks' if scattered else ''}",
+        inputs=inputs,
+        ours=lambda q, k_cache, v_cache, table, lens, k, v: ops.decode_attention(q, k_cache, v_cache, table, lens),
+        torch=torch_attention,
+        reference=lambda q, k_cache, v_cache, table, lens, k, v: decode_attention_reference(
+            q, k_cache, v_cache, table, lens
+        ),
+        bound="read",
+        work=2 * B * S * H_kv * D * options.dtype.itemsize,  # k and v once; q and the result are nothing beside them
+        goal=options.goal(goal) if goal else None,
+        share_goal=options.goal(0.85) if goal else None,
+        tensors_read=5,
+    )
+
+
+def run(session: report.Session) -> None:
+    options = session.options
+    if options.quick:
+        cases = [make_case(options, 1, 1024, goal=2.0), make_case(options, 1, 1024, scattered=True)]
+    else:
+        cases = [make_case(options, 1, S, goal=2.0) for S in (1024, 2048, 4096, 8192)]
+        cases += [
+            make_case(options, 1, 4096, scattered=True),
+            make_case(options, 1, 4096, H_kv=4),
+            make_case(options, 8, 1024),
+        ]
+    session.compare("decode_attention", cases, note=f"one query a sequence; cache blocks of {CACHE_BLOCK} tokens")
+
+
+if __name__ == "__main__":
+    report.main("decode_attention")

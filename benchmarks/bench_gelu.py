@@ -1,0 +1,45 @@
+"""GELU beside torch's: `python benchmarks/bench_gelu.py [--quick] [--json FILE]`."""
+
+import report
+import torch
+from torch import Tensor
+from torch.nn.functional import gelu as torch_gelu
+
+from minigpt_ext import ops
+from minigpt_ext.ops.gelu import gelu_reference
+
+GOALS = {"none": 1.3, "tanh": 2.5}  # forward and backward
+
+
+def make_case(options: report.Options, rows: int, columns: int, approximate: str, backward: bool) -> report.Case:
+    def inputs() -> list[Tensor]:
+        x, dy = (torch.randn(rows, columns, device=options.device, dtype=options.dtype) for _ in range(2))
+        return [x.requires_grad_(), dy] if backward else [x]
+
+    formula = "erf" if approximate == "none" else "tanh"
+    # Forward reads x and writes y; backward reads dy and x and writes dx.
+    tensors = 5 if backward else 2
+    return report.Case(
+        shape=f"{formula} {rows}x{columns} forward{'+backward' if backward else ''}",
+        inputs=inputs,
+        ours=lambda x: ops.gelu(x, approximate),
+        torch=lambda x: torch_gelu(x, approximate=approximate),
+        reference=lambda x: gelu_reference(x, approximate),
+        bound="copy",
+        work=tensors * rows * columns * options.dtype.itemsize,
+        goal=options.goal(GOALS[approximate]) if backward else None,
+    )
+
+
+def run(session: report.Session) -> None:
+    rows, columns = (512, 1536) if session.options.quick else (4096, 1536)
+    cases = [
+        make_case(session.options, rows, columns, approximate, backward)
+        for approximate in ("none", "tanh")
+        for backward in (False, True)
+    ]
+    session.compare("gelu", cases)
+
+
+if __name__ == "__main__":
+    report.main("gelu")

@@ -1,0 +1,48 @@
+"""LayerNorm beside torch's: `python benchmarks/bench_layer_norm.py [--quick] [--json FILE]`."""
+
+import report
+import torch
+from torch import Tensor
+from torch.nn.functional import layer_norm as torch_layer_norm
+
+from minigpt_ext import ops
+from minigpt_ext.ops.layer_norm import layer_norm_reference
+
+
+def make_case(options: report.Options, rows: int, C: int, backward: bool, goal: float | None = None) -> report.Case:
+    def inputs() -> list[Tensor]:
+        x, dy = (torch.randn(rows, C, device=options.device, dtype=options.dtype) for _ in range(2))
+        weight, bias = (torch.randn(C, device=options.device, dtype=options.dtype) for _ in range(2))
+        tensors = [x, weight, bias]
+        return [*(t.requires_grad_() for t in tensors), dy] if backward else tensors
+
+    # Forward reads x and writes y; backward reads dy and x and writes dx. The rest is a few numbers a row or column.
+    tensors = 5 if backward else 2
+    return report.Case(
+        shape=f"{rows}x{C} forward{'+backward' if backward else ''}",
+        inputs=inputs,
+        ours=ops.layer_norm,
+        torch=lambda x, weight, bias: torch_layer_norm(x, weight.shape, weight, bias),
+        reference=layer_norm_reference,
+        bound="copy",
+        work=tensors * rows * C * options.dtype.itemsize,
+        goal=options.goal(goal) if goal else None,
+    )
+
+
+def run(session: report.Session) -> None:
+    options = session.options
+    if options.quick:
+        cases = [make_case(options, 512, 384, backward=False), make_case(options, 512, 384, backward=True)]
+    else:
+        cases = [
+            make_case(options, 4096, 384, backward=False),
+            make_case(options, 4096, 384, backward=True, goal=1.2),
+            make_case(options, 8192, 128, backward=True),
+            make_case(options, 4096, 768, backward=True),
+        ]
+    session.compare("layer_norm", cases)
+
+
+if __name__ == "__main__":
+    report.main("layer_norm")

@@ -1,0 +1,18 @@
+"""Training: from a recipe to a run directory."""
+
+from minigpt_ext.training.checkpoint import CheckpointError
+from minigpt_ext.training.recipe import Recipe, make_recipe
+from minigpt_ext.training.run import TrainingResult, resume, train
+from minigpt_ext.training.trainer import Trainer, TrainingDiverged, TrainingInterrupted
+
+__all__ = [
+    "CheckpointError",
+    "Recipe",
+    "Trainer",
+    "TrainingDiverged",
+    "TrainingInterrupted",
+    "TrainingResult",
+    "make_recipe",
+    "resume",
+    "train",
+]
