@@ -1,6 +1,6 @@
 // GELU forward and backward, elementwise.
 //   y = x s                     dx = dy (s + x s')
-//   erf:  s = Phi(x) = erfc(-x / sqrt 2) / 2, which does not cancel for negative x;   s' = phi(x) = e^(-x^2 / 2) / sqrt(2 pi)
+//   erf:  s = Phi(x) = erfc(-x / sqrt 2) / 2 (no cancelling for negative x);   s' = phi(x) = e^(-x^2 / 2) / sqrt(2 pi)
 //   tanh: s = (1 + tanh u) / 2 = 1 / (1 + e^(-2u)), u = sqrt(2/pi) (x + 0.044715 x^3);   s' = 2 s (1 - s) u'
 // x, y, dy, dx: n elements of T. A thread takes 16 bytes at a time, then those a grid further on.
 #pragma once
@@ -37,7 +37,7 @@ DEVICE Gate<A> gelu_gate(A x) {
 }
 
 template <class T, bool Tanh>
-__global__ void __launch_bounds__(kGeluThreads) gelu_forward_kernel(const GeluForwardParams p) {
+__global__ void __launch_bounds__(kGeluThreads) gelu_forward_kernel(const __grid_constant__ GeluForwardParams p) {
   constexpr int W = kGeluWidth<T>;
   const T* const x = static_cast<const T*>(p.x);
   T* const y = static_cast<T*>(p.y);
@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kGeluThreads) gelu_forward_kernel(const GeluFo
 }
 
 template <class T, bool Tanh>
-__global__ void __launch_bounds__(kGeluThreads) gelu_backward_kernel(const GeluBackwardParams p) {
+__global__ void __launch_bounds__(kGeluThreads) gelu_backward_kernel(const __grid_constant__ GeluBackwardParams p) {
   constexpr int W = kGeluWidth<T>;
   const T *const dy = static_cast<const T*>(p.dy), *const x = static_cast<const T*>(p.x);
   T* const dx = static_cast<T*>(p.dx);

@@ -1,0 +1,74 @@
+// What a CUDA kernel uses besides plain CUDA C++: launches, shared memory, wide accesses. No other file may hold <<<>>>
+// or __shared__.
+#pragma once
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#include "cuda_stream.h"
+#include "dtype.h"
+
+#define DEVICE __device__ __forceinline__
+
+// Shared memory of a block: SHARED(float[32], sums) of a size known to the compiler, DYNAMIC_SHARED(bytes) as launched.
+#define SHARED(T, name) __shared__::minigpt::same_type<T> name
+#define DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
+
+namespace minigpt {
+
+template <class T>
+using same_type = T;  // lets SHARED take an array type
+
+// The type a kernel computes with, for the one that names a dtype on the host.
+template <class T>
+struct DeviceType {
+  using type = T;
+};
+template <>
+struct DeviceType<bfloat16> {
+  using type = __nv_bfloat16;
+};
+template <>
+struct DeviceType<float16> {
+  using type = __half;
+};
+template <class T>
+using device_t = typename DeviceType<T>::type;
+
+// Loads and stores of a whole vector; p is aligned to the size of V.
+template <class V>
+DEVICE V load_vec(const V* p) {
+  return *p;
+}
+template <class V>
+DEVICE void store_vec(V* p, const V& v) {
+  *p = v;
+}
+
+inline void check_cuda(cudaError_t error, const char* kernel) {
+  if (error != cudaSuccess) throw std::runtime_error(std::string(kernel) + ": " + cudaGetErrorString(error));
+}
+
+// A grid of `blocks` blocks. Everything is folded into x: y and z end at 65535.
+inline dim3 grid_of(int64_t blocks) {
+  if (blocks > 0x7fffffff) throw std::runtime_error("a grid of " + std::to_string(blocks) + " blocks is too large");
+  return dim3(static_cast<unsigned>(blocks));
+}
+
+// Starts a kernel with `smem` bytes of dynamic shared memory. Throws, naming the kernel, where CUDA refuses.
+template <class... Params, class... Args>
+void launch(const char* name, void (*kernel)(Params...), dim3 grid, dim3 block, size_t smem, CudaStream stream,
+            const Args&... args) {
+  if (smem > 48 * 1024) {
+    const void* function = reinterpret_cast<const void*>(kernel);
+    check_cuda(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, int(smem)), name);
+  }
+  kernel<<<grid, block, smem, stream>>>(static_cast<Params>(args)...);
+  check_cuda(cudaGetLastError(), name);
+}
+
+}  // namespace minigpt

@@ -1,0 +1,109 @@
+// LayerNorm backward, three kernels: dx row by row; dweight and dbias over chunks of rows; the chunks added in order.
+//   xhat = (x - mean) * rstd        g = dy * weight
+//   dx = rstd * (g - avg(g) - xhat * avg(g * xhat))     dweight = sum_rows dy * xhat     dbias = sum_rows dy
+// x, dy, dx: [rows, C] of T.  weight, dweight, dbias: [C] of Weight.  mean, rstd: [rows], partial: [2, chunks, C] of A.
+#pragma once
+#include "layer_norm_forward.cuh"
+
+namespace minigpt {
+
+// A team of threads (a warp, or the block) takes a row, as in the forward.
+template <class T, class Weight, int Team>
+__global__ void __launch_bounds__(kLayerNormThreads)
+    layer_norm_backward_dx_kernel(const __grid_constant__ LayerNormBackwardParams p) {
+  using A = accumulate_t<T>;
+  constexpr int W = kLayerNormWidth<A>;
+  const int64_t row = int64_t{blockIdx.x} * (kLayerNormThreads / Team) + threadIdx.x / Team;
+  if (row >= p.rows) return;  // a whole team leaves, and only a team of one warp can
+  const int64_t first = threadIdx.x % Team * W;
+  const T *const dy = static_cast<const T*>(p.dy) + row * p.C, *const x = static_cast<const T*>(p.x) + row * p.C;
+  T* const dx = static_cast<T*>(p.dx) + row * p.C;
+  const Weight* const weight = static_cast<const Weight*>(p.weight);
+  const A mean = static_cast<const A*>(p.mean)[row], rstd = static_cast<const A*>(p.rstd)[row];
+
+  A sum_g = 0, sum_gx = 0;
+  for (int64_t c = first; c < p.C; c += Team * W) {
+    const auto d = load_part<W>(dy + c, p.C - c), v = load_part<W>(x + c, p.C - c);
+    const auto w = load_part<W>(weight + c, p.C - c);
+#pragma unroll
+    for (int e = 0; e < W; ++e) {
+      const A g = d.at[e] * w.at[e];  // 0 past the row's end
+      sum_g += g;
+      sum_gx += g * ((v.at[e] - mean) * rstd);
+    }
+  }
+  const A avg_g = team_sum<Team>(sum_g) / A(p.C), avg_gx = team_sum<Team>(sum_gx) / A(p.C);
+
+  for (int64_t c = first; c < p.C; c += Team * W) {
+    auto d = load_part<W>(dy + c, p.C - c);
+    const auto v = load_part<W>(x + c, p.C - c);
+    const auto w = load_part<W>(weight + c, p.C - c);
+#pragma unroll
+    for (int e = 0; e < W; ++e) d.at[e] = rstd * (d.at[e] * w.at[e] - avg_g - (v.at[e] - mean) * rstd * avg_gx);
+    store_part<W>(dx + c, d, p.C - c);
+  }
+}
+
+// For the column sums a block is a rectangle: 32 neighbouring columns (a warp's lanes) times 8 rows (its warps).
+constexpr int kColumns = 32, kColumnRows = 8;
+static_assert(kColumns * kColumnRows == kLayerNormThreads);
+
+// The sum over the 8 warps of what each holds for its lane's column, in the first warp; undefined in the others.
+template <class A>
+DEVICE A column_sum(A v) {
+  const int lane = threadIdx.x % kColumns, warp = threadIdx.x / kColumns;
+  SHARED(A[kColumnRows][kColumns], parts);
+  __syncthreads();  // a sum before this one may still be being read
+  parts[warp][lane] = v;
+  __syncthreads();
+  if (warp == 0)
+    for (int other = 1; other < kColumnRows; ++other) v += parts[other][lane];
+  return v;
+}
+
+// A block takes one chunk of rows and 32 columns; without rows it writes the zeros that the last stage adds.
+template <class T>
+__global__ void __launch_bounds__(kLayerNormThreads)
+    layer_norm_backward_partial_kernel(const __grid_constant__ LayerNormBackwardParams p) {
+  using A = accumulate_t<T>;
+  const int64_t tiles = (p.C + kColumns - 1) / kColumns;
+  const int64_t chunk = blockIdx.x / tiles, c = blockIdx.x % tiles * kColumns + threadIdx.x % kColumns;
+  const int64_t each = (p.rows + p.chunks - 1) / p.chunks;
+  const int64_t begin = chunk * each, end = begin + each < p.rows ? begin + each : p.rows;
+  const A *const mean = static_cast<const A*>(p.mean), *const rstd = static_cast<const A*>(p.rstd);
+
+  A dweight = 0, dbias = 0;
+  if (c < p.C) {
+    const T *const dy = static_cast<const T*>(p.dy) + c, *const x = static_cast<const T*>(p.x) + c;
+    for (int64_t row = begin + threadIdx.x / kColumns; row < end; row += kColumnRows) {
+      const A d = static_cast<A>(dy[row * p.C]);
+      dweight += d * ((static_cast<A>(x[row * p.C]) - mean[row]) * rstd[row]);
+      dbias += d;
+    }
+  }
+  dweight = column_sum(dweight);
+  dbias = column_sum(dbias);
+  if (threadIdx.x < kColumns && c < p.C) {
+    A* const partial = static_cast<A*>(p.partial) + chunk * p.C + c;
+    partial[0] = dweight;
+    partial[p.chunks * p.C] = dbias;
+  }
+}
+
+// A block adds the chunks of 32 columns: the first half of the grid those of dweight, the second, if any, of dbias.
+template <class A, class Weight>
+__global__ void __launch_bounds__(kLayerNormThreads)
+    layer_norm_backward_finish_kernel(const __grid_constant__ LayerNormBackwardParams p) {
+  const int64_t tiles = (p.C + kColumns - 1) / kColumns;
+  const bool bias = blockIdx.x >= tiles;
+  const int64_t c = blockIdx.x % tiles * kColumns + threadIdx.x % kColumns;
+  A sum = 0;
+  if (c < p.C) {
+    const A* const partial = static_cast<const A*>(p.partial) + (bias ? p.chunks * p.C : 0) + c;
+    for (int64_t chunk = threadIdx.x / kColumns; chunk < p.chunks; chunk += kColumnRows) sum += partial[chunk * p.C];
+  }
+  sum = column_sum(sum);
+  if (threadIdx.x < kColumns && c < p.C) static_cast<Weight*>(bias ? p.dbias : p.dweight)[c] = static_cast<Weight>(sum);
+}
+
+}  // namespace minigpt

@@ -1,0 +1,64 @@
+// LayerNorm forward. A team of threads takes a row and shares its C values: a warp for a short row, else a block.
+//   mean = avg(x)   rstd = 1 / sqrt(avg((x - mean)^2) + eps)   y = (x - mean) * rstd * weight + bias
+// x, y: [rows, C] of T.  weight, bias: [C] of Weight.  mean, rstd: [rows] of A, float (double for double).
+// The row is read three times, but from memory only once: the next passes find it in the cache.
+#pragma once
+#include "../common/reduce.cuh"
+#include "../common/vector.cuh"
+#include "layer_norm.h"
+
+namespace minigpt {
+
+constexpr int kLayerNormThreads = 256;  // a block: one team of 256, or 8 teams of 32
+
+// Elements a thread takes at a time: 16 bytes of the accumulation type.
+template <class A>
+constexpr int kLayerNormWidth = 16 / int(sizeof(A));
+
+template <class T, class Weight, int Team>
+__global__ void __launch_bounds__(kLayerNormThreads)
+    layer_norm_forward_kernel(const __grid_constant__ LayerNormForwardParams p) {
+  using A = accumulate_t<T>;
+  constexpr int W = kLayerNormWidth<A>;
+  const int64_t row = int64_t{blockIdx.x} * (kLayerNormThreads / Team) + threadIdx.x / Team;
+  if (row >= p.rows) return;  // a whole team leaves, and only a team of one warp can
+  const int64_t first = threadIdx.x % Team * W;
+  const T* const x = static_cast<const T*>(p.x) + row * p.C;
+  T* const y = static_cast<T*>(p.y) + row * p.C;
+  const Weight *const weight = static_cast<const Weight*>(p.weight), *const bias = static_cast<const Weight*>(p.bias);
+
+  A sum = 0;
+  for (int64_t c = first; c < p.C; c += Team * W) {
+    const auto v = load_part<W>(x + c, p.C - c);
+#pragma unroll
+    for (int e = 0; e < W; ++e) sum += v.at[e];
+  }
+  const A mean = team_sum<Team>(sum) / A(p.C);
+
+  A squares = 0;
+  for (int64_t c = first; c < p.C; c += Team * W) {
+    const auto v = load_part<W>(x + c, p.C - c);
+#pragma unroll
+    for (int e = 0; e < W; ++e) {
+      const A d = c + e < p.C ? v.at[e] - mean : A(0);
+      squares += d * d;
+    }
+  }
+  const A rstd = A(1) / std::sqrt(team_sum<Team>(squares) / A(p.C) + A(p.eps));
+
+  for (int64_t c = first; c < p.C; c += Team * W) {
+    auto v = load_part<W>(x + c, p.C - c);
+    const auto w = load_part<W>(weight + c, p.C - c);
+    Vec<A, W> shift = {};
+    if (bias) shift = load_part<W>(bias + c, p.C - c);
+#pragma unroll
+    for (int e = 0; e < W; ++e) v.at[e] = (v.at[e] - mean) * rstd * w.at[e] + shift.at[e];
+    store_part<W>(y + c, v, p.C - c);
+  }
+  if (threadIdx.x % Team == 0) {
+    static_cast<A*>(p.mean)[row] = mean;
+    static_cast<A*>(p.rstd)[row] = rstd;
+  }
+}
+
+}  // namespace minigpt
