@@ -154,19 +154,19 @@ def included_files(source: Path) -> set[Path]:
 def extension():
     sources = sorted(ROOT.glob("csrc/**/*.cpp"))
     macros = [("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION)]
-    cxx = ["-O3", "-std=c++20", "-ffp-contract=fast", "-fvisibility=hidden", "-Wall"]
-    # Wide vectors are only passed between functions that are inlined; and g++ errs on vector types and on std::optional.
+    cxx = ["-O3", "-g0", "-std=c++20", "-ffp-contract=fast", "-fvisibility=hidden", "-Wall"]
+    # Wide vectors are only passed between functions that are inlined; g++ errs on vector types and on std::optional.
     cxx += ["-Wno-psabi", "-Wno-ignored-attributes", "-Wno-maybe-uninitialized", "-Wno-unknown-warning-option"]
     nvcc, link, cuda = [], [], {}
     if home := chosen_cuda():
         toolkit = toolkit_version(home)
         archs = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", architectures(toolkit))
-        # The module links CUDA's runtime statically and includes no torch header under nvcc, so that torch's CUDA (if it
-        # has any) and the toolkit need not be of one version.
+        # The module links CUDA's runtime statically and includes no torch header under nvcc, so that torch's CUDA (if
+        # it has any) and the toolkit need not be of one version.
         cpp_extension.CUDA_HOME = str(home)
         cpp_extension._check_cuda_version = lambda *_: None
         sources += sorted(ROOT.glob("csrc/**/*.cu"))
-        macros += [("MINIGPT_CUDA", "1"), ("MINIGPT_CUDA_TOOLKIT", "%d.%d" % toolkit), ("MINIGPT_CUDA_ARCHS", archs)]
+        macros += [("MINIGPT_CUDA", "1"), ("MINIGPT_CUDA_TOOLKIT", "{}.{}".format(*toolkit)), ("MINIGPT_CUDA_ARCHS", archs)]
         nvcc = ["-O3", "-std=c++17", "-lineinfo", "-Xcompiler=-fvisibility=hidden"]
         nvcc += [  # BuildExtension takes the 16-bit types' operators away
             f"-U__CUDA_NO_{name}__"

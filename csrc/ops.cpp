@@ -55,8 +55,8 @@ PYBIND11_MODULE(_C, m) {
     info["torch_target"] = TEXT(TORCH_TARGET_VERSION);
     info["pybind11"] = TEXT(PYBIND11_VERSION_MAJOR) "." TEXT(PYBIND11_VERSION_MINOR);
 #ifdef MINIGPT_CUDA
-    info["cuda_toolkit"] = MINIGPT_CUDA_TOOLKIT;
-    info["cuda_archs"] = MINIGPT_CUDA_ARCHS;
+    info["cuda_toolkit"] = TEXT(MINIGPT_CUDA_TOOLKIT);
+    info["cuda_archs"] = TEXT(MINIGPT_CUDA_ARCHS);
 #else
     info["cuda_toolkit"] = pybind11::none();
     info["cuda_archs"] = pybind11::none();

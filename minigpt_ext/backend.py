@@ -5,8 +5,8 @@
     MINIGPT_BACKEND=torch                              the same for a whole process,
     MINIGPT_BACKEND=attention=torch,gelu=kernels       or op by op
 
-The choice is made at each call of an op; the backward of a call uses what its forward used. It is held in a plain module
-global: torch.compile guards on that, while a ContextVar would break a fullgraph compile. It is not per thread.
+The choice is made at each call of an op; the backward of a call uses what its forward used. It is held in a plain
+module global: torch.compile guards on that, while a ContextVar would break a fullgraph compile. It is not per thread.
 """
 
 import contextlib
@@ -40,7 +40,8 @@ def _from_environment(text: str) -> dict[str, str]:
     return chosen
 
 
-# A wrong MINIGPT_BACKEND is told when an op is called, not while the package is imported: so the commands can tell it well.
+# A wrong MINIGPT_BACKEND is told when an op is called, not while the package is imported, so that the commands can
+# tell it in one line.
 environment_error: ValueError | None = None
 try:
     _chosen = _from_environment(os.environ.get("MINIGPT_BACKEND", ""))

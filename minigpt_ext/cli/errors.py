@@ -2,4 +2,4 @@
 
 
 class UserError(Exception):
-    """A wish that cannot be met as it was put. The message is shown as `error: ...`, without a traceback; exit status 2."""
+    """A wish that cannot be met as it was put. Shown as `error: ...`, without a traceback; the exit status is 2."""

@@ -1,5 +1,7 @@
-"""Causal attention (Vaswani et al., 2017), computed block by block with an online softmax, so that no T x S matrix is ever
-in memory (Dao et al., 2022, arXiv:2205.14135). Letters: B batch, T queries, S keys, H heads, H_kv key/value heads, D head dim.
+"""Causal attention (Vaswani et al., 2017), block by block with an online softmax, so that no T x S matrix is ever in
+memory (Dao et al., 2022, arXiv:2205.14135).
+
+Letters: B batch, T queries, S keys, H heads, H_kv key/value heads, D head dim.
 """
 
 import math
@@ -24,13 +26,14 @@ def attention(
 ) -> Tensor:
     """softmax(scale * q k^T) v, a head at a time, over the keys that a query sees.
 
-    q: (B, T, H, D); k, v: (B, S, H_kv, D); any strides but 1 in the last dimension (views of a packed projection are read
-        where they lie); float32, bfloat16, float16 or float64; H_kv divides H, query head h reads head h // (H / H_kv); D <= 256.
+    q: (B, T, H, D); k, v: (B, S, H_kv, D). Contiguous in the last dimension, any strides in the others: views of a
+        packed projection are read where they lie. float32, bfloat16, float16 or float64. H_kv divides H, query head h
+        reads key/value head h // (H / H_kv). D is at most 256.
     causal: query i stands at position i + S - T (the last query sees the last key) and sees no key behind its position.
     scale: 1 / sqrt(D) by default.
     window: with w, a query sees the last w keys up to its own position alone (causal only).
-    dropout_p: share of the probabilities that are set to 0, the rest scaled by 1 / (1 - dropout_p). Which ones depends on the
-        seed and on (b * H + h, i, j) alone: the same on every device.
+    dropout_p: share of the probabilities that are set to 0, the rest scaled by 1 / (1 - dropout_p). Which ones depends
+        on the seed and on (b * H + h, i, j) alone: the same on every device.
     seed: an int, or a one-element int64 tensor on q's device; drawn from torch's default generator if None.
     Returns (B, T, H, D), contiguous. A query that sees no key gives zeros. Differentiable once in q, k and v.
     Raises ValueError or RuntimeError naming the argument.

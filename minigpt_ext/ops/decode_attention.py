@@ -1,4 +1,4 @@
-"""Attention of new queries over a paged cache; long caches are split and merged by their logsumexp, as in Flash-Decoding."""
+"""Attention of new queries over a paged cache; long caches are split, the parts merged, as in Flash-Decoding."""
 
 import math
 
@@ -22,10 +22,11 @@ def decode_attention(
 ) -> Tensor:
     """Causal attention of the newest tokens of each sequence over all that its cache holds, the new ones included.
 
-    q: (B, T, H, D); or, with query_start, (new tokens, H, D): sequence b brings rows query_start[b] ... query_start[b+1] - 1.
-        Contiguous in the last dimension. H_kv divides H; D <= 256.
+    q: (B, T, H, D); or, with query_start, (new tokens, H, D): sequence b brings rows query_start[b] ...
+        query_start[b + 1] - 1. Contiguous in the last dimension. H_kv divides H; D <= 256.
     k_cache, v_cache: (n_blocks, block_size, H_kv, D), contiguous, of q's dtype; block_table: (B, max_blocks) int32.
-    seq_lens: (B,) int32, the tokens a sequence has *with* the new ones; query i of T sees the first seq_lens - T + i + 1.
+    seq_lens: (B,) int32, the tokens a sequence has *with* the new ones; query i of T sees the first
+        seq_lens - T + i + 1.
     scale: 1 / sqrt(D) by default. window: with w, of those the last w alone.
     Returns a contiguous tensor of q's shape. A query that sees nothing (seq_lens 0) gives zeros. Not differentiable.
     Raises ValueError or RuntimeError naming the argument; values of tables and lengths are checked on the CPU.

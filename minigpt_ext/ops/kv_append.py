@@ -1,4 +1,4 @@
-"""Writing new keys and values into a paged cache (the layout of PagedAttention, Kwon et al., 2023, arXiv:2309.06180)."""
+"""Writing new keys and values into a paged cache (PagedAttention: Kwon et al., 2023, arXiv:2309.06180)."""
 
 import torch
 from torch import Tensor

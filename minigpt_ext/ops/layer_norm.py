@@ -11,8 +11,8 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float
 
     x: (..., C), float32, bfloat16, float16 or float64; a tensor that is not contiguous is copied into one that is.
     weight, bias: (C,), of x's dtype, or float32 with a bfloat16 or float16 x (as under autocast). bias may be None.
-    Returns a tensor of x's shape and dtype. Mean and variance are kept in float32 (float64 for float64), the variance is
-    taken in a second pass around the mean. Differentiable once in x, weight and bias.
+    Returns a tensor of x's shape and dtype. Mean and variance are kept in float32 (float64 for float64), the variance
+    is taken in a second pass around the mean. Differentiable once in x, weight and bias.
     Raises RuntimeError naming the argument for a wrong shape, dtype or device.
     """
     if not uses_kernels("layer_norm", x.device):

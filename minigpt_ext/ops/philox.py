@@ -25,7 +25,7 @@ def philox(seed: int | Tensor, c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor) -
 def attention_keep_mask(
     seed: int | Tensor, B: int, H: int, T: int, S: int, dropout_p: float, device: torch.device
 ) -> Tensor:
-    """(B, H, T, S), True where attention's dropout keeps a probability: word j % 4 of counter (j // 4, i, b * H + h, 0)."""
+    """(B, H, T, S), True where dropout keeps a probability: by word j % 4 of the counter (j // 4, i, b * H + h, 0)."""
     head, query = torch.arange(B * H, device=device), torch.arange(T, device=device)
     group = torch.arange((S + 3) // 4, device=device)
     counters = torch.broadcast_tensors(group, query[:, None], head[:, None, None], torch.zeros_like(group))
