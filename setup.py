@@ -166,7 +166,8 @@ def extension():
         cpp_extension.CUDA_HOME = str(home)
         cpp_extension._check_cuda_version = lambda *_: None
         sources += sorted(ROOT.glob("csrc/**/*.cu"))
-        macros += [("MINIGPT_CUDA", "1"), ("MINIGPT_CUDA_TOOLKIT", "{}.{}".format(*toolkit)), ("MINIGPT_CUDA_ARCHS", archs)]
+        version = "{}.{}".format(*toolkit)
+        macros += [("MINIGPT_CUDA", "1"), ("MINIGPT_CUDA_TOOLKIT", version), ("MINIGPT_CUDA_ARCHS", archs)]
         nvcc = ["-O3", "-std=c++17", "-lineinfo", "-Xcompiler=-fvisibility=hidden"]
         nvcc += [  # BuildExtension takes the 16-bit types' operators away
             f"-U__CUDA_NO_{name}__"
