@@ -14,6 +14,7 @@ struct Forward {
   using A = accumulate_t<T>;
 
   // The running softmax of one row, updated with a row of scores, which become probabilities (relative to the new maximum).
+  // A NaN among the scores makes the row's l, and so its output, NaN.
   template <int Bytes>
   static ALWAYS_INLINE void softmax_row(A* scores, A& m, A& l, A* out, int64_t padded) {
     using V = simd::Vector<A, Bytes>;
@@ -21,10 +22,6 @@ struct Forward {
     V highest = simd::load<Bytes>(scores);
     for (int64_t j = W; j < kKeys; j += W) highest = simd::max(highest, simd::load<Bytes>(scores + j));
     const A top = simd::highest(highest), m_new = top > m ? top : m;
-    if (m_new == -INFINITY) {  // nothing seen so far
-      for (int64_t j = 0; j < kKeys; j += W) simd::store<Bytes>(scores + j, V{});
-      return;
-    }
     V total = {};
     for (int64_t j = 0; j < kKeys; j += W) {
       const V e = simd::exp<Bytes>(simd::load<Bytes>(scores + j) - m_new);
@@ -76,7 +73,12 @@ struct Forward {
                                                       k_columns, kKeys, scores, kKeys, false});
         for (int64_t i = i0; i < i0 + n_queries; ++i) {
           A* row = scores + (i - i0) * kKeys;
-          mask_row(row, visible(s, begin + i, j0, n_keys));
+          const Range sees = visible(s, begin + i, j0, n_keys);
+          if (sees.first == sees.last) {
+            std::fill_n(row, kKeys, A(0));
+            continue;
+          }
+          mask_row(row, sees);
           softmax_row<Bytes>(row, m[i], l[i], out + i * padded, padded);
           if (s.dropout_threshold) {
             A factors[kKeys];
@@ -91,7 +93,7 @@ struct Forward {
 
     for (int64_t i = 0; i < n; ++i) {
       T* row = static_cast<T*>(p.out) + ((b * s.T + begin + i) * s.H + h) * D;
-      const A inverse = l[i] > 0 ? A(1) / l[i] : A(0);
+      const A inverse = l[i] == 0 ? A(0) : A(1) / l[i];
       for (int64_t d = 0; d < D; d += W)
         simd::store_part<Bytes>(row + d, simd::load<Bytes>(out + i * padded + d) * inverse, D - d);
       static_cast<A*>(p.lse)[bh * s.T + begin + i] = m[i] + std::log(l[i]);  // minus infinity where nothing was seen

@@ -14,6 +14,7 @@
 
 #include "cuda_stream.h"
 #include "dtype.h"
+#include "simd.h"
 
 #ifdef MINIGPT_CUDA
 // Lives in libtorch_cuda, which a CPU build of torch does not have: weak, so that the module loads there too.
@@ -127,6 +128,7 @@ inline CudaStream current_stream(const Tensor& t) {
 }  // namespace minigpt
 
 // RUN(gelu_forward, x, params) calls gelu_forward_cpu(params), or gelu_forward_cuda(params, stream) where x is on a GPU.
+// The instruction set is chosen first, on this thread: a wrong MINIGPT_SIMD would lose its message in a worker.
 // REGISTER(gelu_forward) makes the function of that name the op's kernel for every device this module was built for.
 #ifdef MINIGPT_CUDA
 #define RUN(kernel, tensor, params)                                                     \
@@ -135,6 +137,7 @@ inline CudaStream current_stream(const Tensor& t) {
       const torch::stable::accelerator::DeviceGuard guard((tensor).get_device_index()); \
       kernel##_cuda(params, current_stream(tensor));                                    \
     } else {                                                                            \
+      minigpt::simd::level();                                                           \
       kernel##_cpu(params);                                                             \
     }                                                                                   \
   } while (0)
@@ -142,7 +145,7 @@ inline CudaStream current_stream(const Tensor& t) {
   STABLE_TORCH_LIBRARY_IMPL(minigpt, CPU, library) { library.impl(#op, TORCH_BOX(&minigpt::op)); } \
   STABLE_TORCH_LIBRARY_IMPL(minigpt, CUDA, library) { library.impl(#op, TORCH_BOX(&minigpt::op)); }
 #else
-#define RUN(kernel, tensor, params) kernel##_cpu(params)
+#define RUN(kernel, tensor, params) (minigpt::simd::level(), kernel##_cpu(params))
 #define REGISTER(op) \
   STABLE_TORCH_LIBRARY_IMPL(minigpt, CPU, library) { library.impl(#op, TORCH_BOX(&minigpt::op)); }
 #endif

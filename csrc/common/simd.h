@@ -173,12 +173,13 @@ ALWAYS_INLINE accumulate_t<T> load_one(const T* p) {
   return load_part<16>(p, 1)[0];
 }
 
-// Ones in the first n lanes, zeros behind.
-template <class A, int Bytes>
-ALWAYS_INLINE Vector<A, Bytes> first_lanes(int64_t n) {
-  Vector<A, Bytes> v;
-  for (int i = 0; i < lanes<A, Bytes>; ++i) v[i] = i < n;
-  return v;
+// v in the first n lanes, zero behind, whatever stood there.
+template <int Bytes, class V>
+ALWAYS_INLINE V keep_first(V v, int64_t n) {
+  V lane;
+  for (int i = 0; i < int(sizeof(V) / sizeof(v[0])); ++i) lane[i] = i;
+  const std::remove_reference_t<decltype(v[0])> end = n;
+  return lane < end ? v : V{};
 }
 
 // ---- arithmetic ---------------------------------------------------------------------------------------------------
@@ -229,7 +230,7 @@ ALWAYS_INLINE Vector<float, Bytes> exp(Vector<float, Bytes> x) {
   p = (p * r) * r + r + 1.0f;
   V y = (V)((Words<Bytes>)p + ((Words<Bytes>)shifted << 23));
   y = x < -87.3f ? V{} : y;
-  return x > 88.3f ? V{} + __builtin_inff() : y;
+  return x <= 88.3f ? y : x * __builtin_inff();  // infinity, or NaN where x is
 }
 
 template <int Bytes>

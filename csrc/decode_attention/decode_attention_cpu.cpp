@@ -178,7 +178,7 @@ struct Attend {
         const int64_t at = (sequence.first_row + i) * p.H + h_begin + h;
         const A *acc = state.acc + (i * heads + h) * state.padded, l = state.l[i * heads + h];
         if (p.splits == 1) {
-          write<Bytes>(static_cast<T*>(p.out) + at * D, acc, l > 0 ? A(1) / l : A(0), D);
+          write<Bytes>(static_cast<T*>(p.out) + at * D, acc, l == 0 ? A(0) : A(1) / l, D);
         } else {
           std::copy_n(acc, D, static_cast<A*>(p.partial_out) + (at * p.splits + split) * D);
           A* stats = static_cast<A*>(p.partial_stats) + (at * p.splits + split) * 2;
@@ -209,12 +209,12 @@ struct Merge {
     for (int64_t s = 0; s < p->splits; ++s) highest = std::max(highest, stats[2 * s]);
     alignas(64) A acc[256] = {};  // the largest D
     for (int64_t s = 0; s < p->splits; ++s) {
-      if (stats[2 * s + 1] <= 0) continue;  // this split saw nothing
+      if (stats[2 * s + 1] == 0) continue;  // this split saw nothing
       const A factor = std::exp(stats[2 * s] - highest);
       total += factor * stats[2 * s + 1];
       for (int64_t d = 0; d < D; ++d) acc[d] += factor * partial[s * D + d];
     }
-    Attend<T>::template write<Bytes>(static_cast<T*>(p->out) + at * D, acc, total > 0 ? A(1) / total : A(0), D);
+    Attend<T>::template write<Bytes>(static_cast<T*>(p->out) + at * D, acc, total == 0 ? A(0) : A(1) / total, D);
   }
 };
 

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 
 #include "../kv_append/paged_checks.h"
 #include "decode_attention.h"
@@ -39,6 +40,7 @@ Tensor decode_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_
   check(H >= 1 && H % layout.H_kv == 0, op, ": q must have a multiple of the cache's H_kv = ", layout.H_kv,
         " heads, got ", H);
   check(D <= 256, op, ": D must be at most 256, got ", D);
+  check(std::isfinite(scale), op, ": scale must be finite, got ", scale);
   check(window >= 0, op, ": window must be positive, or 0 for none, got ", window);
   const int64_t rows = query_start ? layout.T : layout.B * layout.T;
   if (q.is_cpu()) check_table_values(layout, layout.T, /*before=*/false, op);

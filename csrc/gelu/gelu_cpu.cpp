@@ -20,23 +20,24 @@ ALWAYS_INLINE V clamp(V x, V limit) {
 struct Tanh {
   static constexpr double a = 0.79788456080286535588, b = 0.044715;
 
+  // e^(-2u), so that s = 1 / (1 + e^(-2u)) and 1 - s = e^(-2u) s, without cancelling.
   template <int Bytes, class V>
-  static ALWAYS_INLINE V sigmoid(V near) {
+  static ALWAYS_INLINE V odds(V near) {
     using A = std::remove_reference_t<decltype(near[0])>;
-    return simd::reciprocal<Bytes>(A(1) + simd::exp<Bytes>(A(-2 * a) * near * (1 + A(b) * near * near)));
+    return simd::exp<Bytes>(A(-2 * a) * near * (1 + A(b) * near * near));
   }
 
   template <int Bytes, class V>
   static ALWAYS_INLINE V value(V x) {
     const V limit = V{} + 9;  // beyond, s is 0 or 1
-    return x < -limit ? V{} : x * sigmoid<Bytes>(clamp(x, limit));
+    return x < -limit ? V{} : x * simd::reciprocal<Bytes>(1 + odds<Bytes>(clamp(x, limit)));
   }
 
   template <int Bytes, class V>
   static ALWAYS_INLINE V slope(V x) {
     using A = std::remove_reference_t<decltype(x[0])>;
-    const V near = clamp(x, V{} + 9), s = sigmoid<Bytes>(near);
-    return s + near * s * (1 - s) * A(2 * a) * (1 + A(3 * b) * near * near);
+    const V near = clamp(x, V{} + 9), e = odds<Bytes>(near), s = simd::reciprocal<Bytes>(1 + e);
+    return s + near * s * (e * s) * A(2 * a) * (1 + A(3 * b) * near * near);
   }
 };
 
@@ -82,7 +83,10 @@ struct Erf {
 
   template <int Bytes>
   static ALWAYS_INLINE simd::Vector<double, Bytes> value(simd::Vector<double, Bytes> x) {
-    for (int i = 0; i < simd::lanes<double, Bytes>; ++i) x[i] *= 0.5 * std::erfc(-x[i] * std::sqrt(0.5));
+    for (int i = 0; i < simd::lanes<double, Bytes>; ++i) {
+      const double phi = 0.5 * std::erfc(-x[i] * std::sqrt(0.5));
+      x[i] = phi == 0 ? 0 : x[i] * phi;
+    }
     return x;
   }
 

@@ -27,7 +27,7 @@ struct Forward {
       V squares = {};
       for (int64_t i = 0; i < C; i += W) {
         const V d = simd::load_part<Bytes>(x + i, C - i) - mean;
-        squares += i + W <= C ? d * d : d * d * simd::first_lanes<A, Bytes>(C - i);  // past the end d is -mean
+        squares += i + W <= C ? d * d : simd::keep_first<Bytes>(d * d, C - i);  // past the end d is -mean
       }
       const A rstd = A(1) / std::sqrt(simd::sum(squares) / A(C) + A(p->eps));
       for (int64_t i = 0; i < C; i += W) {

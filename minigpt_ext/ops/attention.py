@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..backend import uses_kernels
+from .devices import check_same_device
 from .philox import attention_keep_mask
 
 
@@ -45,7 +46,7 @@ def attention(
     if not 0.0 <= dropout_p < 1.0:
         raise ValueError(f"attention: dropout_p must be in [0, 1), got {dropout_p}")
     if scale is None:
-        scale = 1.0 / math.sqrt(max(1, q.shape[-1]))
+        scale = 1.0 / math.sqrt(max(1, q.shape[-1] if q.dim() else 1))
     if not uses_kernels("attention", q.device):
         return _attention_torch(q, k, v, causal, scale, window, dropout_p, seed)
     if dropout_p == 0.0:
@@ -106,7 +107,7 @@ def _attention_torch(
     if dropout_p and seed is not None:
         return attention_reference(
             q, k, v, causal=causal, scale=scale, window=window, dropout_p=dropout_p, seed=seed
-        ).to(q.dtype)
+        ).contiguous()
     T, S = q.shape[1], k.shape[1]
     heads_first = (t.transpose(1, 2) for t in (q, k, v))
     square = T == S and window is None
@@ -125,7 +126,7 @@ def _attention_torch(
     )
     if sees_any is not None:
         out = out * sees_any
-    return out.transpose(1, 2)
+    return out.transpose(1, 2).contiguous()
 
 
 class AttentionFunction(torch.autograd.Function):
@@ -149,6 +150,7 @@ class AttentionFunction(torch.autograd.Function):
 
 @torch.library.register_fake("minigpt::attention_forward")
 def _(q, k, v, scale, causal, window, dropout_p, seed) -> tuple[Tensor, Tensor]:
+    check_same_device("attention", q=q, k=k, v=v, seed=seed)
     B, T, H, _ = q.shape
     statistics = torch.float64 if q.dtype == torch.float64 else torch.float32
     return q.new_empty(q.shape), q.new_empty(B, H, T, dtype=statistics)
@@ -156,4 +158,5 @@ def _(q, k, v, scale, causal, window, dropout_p, seed) -> tuple[Tensor, Tensor]:
 
 @torch.library.register_fake("minigpt::attention_backward")
 def _(dout, q, k, v, out, lse, scale, causal, window, dropout_p, seed) -> tuple[Tensor, Tensor, Tensor]:
+    check_same_device("attention", q=q, k=k, v=v, dout=dout, out=out, lse=lse, seed=seed)
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..backend import uses_kernels
+from .devices import check_same_device
 from .kv_append import token_places
 
 
@@ -28,13 +29,16 @@ def decode_attention(
     seq_lens: (B,) int32, the tokens a sequence has *with* the new ones; query i of T sees the first
         seq_lens - T + i + 1.
     scale: 1 / sqrt(D) by default. window: with w, of those the last w alone.
-    Returns a contiguous tensor of q's shape. A query that sees nothing (seq_lens 0) gives zeros. Not differentiable.
+    Returns a contiguous tensor of q's shape. A query that sees nothing (seq_lens 0) gives zeros.
+    Not differentiable (RuntimeError where q requires a gradient).
     Raises ValueError or RuntimeError naming the argument; values of tables and lengths are checked on the CPU.
     """
     if window is not None and window < 1:
         raise ValueError(f"decode_attention: window must be at least 1, got {window}")
+    if torch.is_grad_enabled() and q.requires_grad:
+        raise RuntimeError("decode_attention: q requires a gradient, and there is none; call it under torch.no_grad()")
     if scale is None:
-        scale = 1.0 / math.sqrt(max(1, q.shape[-1]))
+        scale = 1.0 / math.sqrt(max(1, q.shape[-1] if q.dim() else 1))
     if uses_kernels("decode_attention", q.device):
         return torch.ops.minigpt.decode_attention(
             q, k_cache, v_cache, block_table, seq_lens, query_start, scale, window or 0
@@ -90,4 +94,13 @@ def decode_attention_reference(
 
 @torch.library.register_fake("minigpt::decode_attention")
 def _(q, k_cache, v_cache, block_table, seq_lens, query_start, scale, window) -> Tensor:
+    check_same_device(
+        "decode_attention",
+        k_cache=k_cache,
+        v_cache=v_cache,
+        block_table=block_table,
+        seq_lens=seq_lens,
+        query_start=query_start,
+        q=q,
+    )
     return q.new_empty(q.shape)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..backend import uses_kernels
+from .devices import check_same_device
 
 
 def gelu(x: Tensor, approximate: str = "none") -> Tensor:
@@ -52,4 +53,5 @@ def _(x: Tensor, tanh: bool) -> Tensor:
 
 @torch.library.register_fake("minigpt::gelu_backward")
 def _(dy: Tensor, x: Tensor, tanh: bool) -> Tensor:
+    check_same_device("gelu backward", dy=dy, x=x)
     return torch.empty_like(x, memory_format=torch.contiguous_format)

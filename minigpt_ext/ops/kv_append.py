@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ..backend import uses_kernels
+from .devices import check_same_device
 
 
 def kv_append(
@@ -24,9 +25,13 @@ def kv_append(
         query_start[b] ... query_start[b + 1] - 1. Of the caches' dtype, contiguous in the last dimension.
     block_table: (B, max_blocks) int32. seq_lens: (B,) int32, the tokens a sequence has *before* the new ones.
     query_start: (B + 1,) int32, from 0 to the number of new tokens.
-    Not differentiable: for generation. On the CPU every table entry and length in use is checked before anything is
-    written (RuntimeError); a GPU's kernel skips what is out of range.
+    Not differentiable (RuntimeError where k or v requires a gradient). On the CPU every table entry and length in use
+    is checked before anything is written (RuntimeError naming it); a GPU's kernel skips what is out of range.
     """
+    if torch.is_grad_enabled() and (k.requires_grad or v.requires_grad):
+        raise RuntimeError(
+            "kv_append: k or v requires a gradient, and a cache keeps none; call it under torch.no_grad()"
+        )
     if uses_kernels("kv_append", k_cache.device):
         torch.ops.minigpt.kv_append(k_cache, v_cache, k, v, block_table, seq_lens, query_start)
     else:
@@ -68,4 +73,13 @@ def kv_append_reference(
 
 @torch.library.register_fake("minigpt::kv_append")
 def _(k_cache, v_cache, k, v, block_table, seq_lens, query_start=None) -> None:
-    pass
+    check_same_device(
+        "kv_append",
+        k_cache=k_cache,
+        v_cache=v_cache,
+        block_table=block_table,
+        seq_lens=seq_lens,
+        query_start=query_start,
+        k=k,
+        v=v,
+    )

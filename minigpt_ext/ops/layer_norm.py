@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ..backend import uses_kernels
+from .devices import check_same_device
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
@@ -53,6 +54,7 @@ def _statistics_dtype(x: Tensor) -> torch.dtype:
 
 @torch.library.register_fake("minigpt::layer_norm_forward")
 def _(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    check_same_device("layer_norm", x=x, weight=weight, bias=bias)
     rows = x.numel() // x.shape[-1]
     mean, rstd = (x.new_empty(rows, dtype=_statistics_dtype(x)) for _ in range(2))
     return torch.empty_like(x, memory_format=torch.contiguous_format), mean, rstd
@@ -62,5 +64,6 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> tuple[Tenso
 def _(
     dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, has_bias: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
+    check_same_device("layer_norm", x=x, weight=weight, dy=dy, mean=mean, rstd=rstd)
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)
     return dx, weight.new_empty(weight.shape), weight.new_empty(x.shape[-1] if has_bias else 0)

@@ -98,8 +98,8 @@ PRESET_RECIPES: dict[str, dict[str, Setting]] = {
 }  # fmt: skip
 # What `minigpt train` does when neither data nor preset is asked for: about two minutes on two cores.
 DEMONSTRATION = PRESET_RECIPES["tiny"] | {
-    "preset": "tiny", "steps": 1200, "batch_size": 32, "block_size": 128, "learning_rate": 3e-3, "min_lr": 3e-4,
-    "sample_interval": 300,
+    "preset": "tiny", "steps": 1200, "batch_size": 32, "block_size": 128, "learning_rate": 5e-3, "min_lr": 1e-4,
+    "warmup_iters": 50, "sample_interval": 300,
 }  # fmt: skip
 
 

@@ -1,0 +1,82 @@
+"""What the tests of attention, its dropout and decode_attention share: cases, sizes of what is added up, the rule."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from accuracy import assert_all_accurate, forward_backward, largest
+from tensors import normal
+
+import minigpt_ext as mg
+from minigpt_ext.ops.attention import attention_reference, visible_keys
+from minigpt_ext.ops.philox import attention_keep_mask
+
+
+@dataclass(frozen=True)
+class Case:
+    B: int
+    T: int
+    S: int
+    H: int
+    H_kv: int
+    D: int
+    causal: bool = True
+    window: int | None = None
+
+    def __str__(self) -> str:
+        kind = "full" if not self.causal else f"window{self.window}" if self.window else "causal"
+        return f"B{self.B}-T{self.T}-S{self.S}-H{self.H}.{self.H_kv}-D{self.D}-{kind}"
+
+    def inputs(self, dtype=torch.float32, device="cpu") -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """q, k, v and an upstream gradient."""
+        q = normal(self.B, self.T, self.H, self.D, dtype=dtype, device=device)
+        k, v = (normal(self.B, self.S, self.H_kv, self.D, dtype=dtype, device=device) for _ in range(2))
+        return {"q": q, "k": k, "v": v}, normal(*q.shape, dtype=dtype, device=device)
+
+    @property
+    def options(self) -> dict:
+        return {"causal": self.causal, "window": self.window}
+
+
+def sizes(q, k, v, g, *, causal=True, window=None, scale=None, dropout_p=0.0, seed=None) -> dict:
+    """Each quantity's (stored, added_up) of accuracy.py: attention.h's formulas in float64, with the absolute
+    value of every term. A score s is known to eps x sum |q||k| scale, an error that its probability
+    takes over whole: hence the factor `exponent`."""
+    (B, T, H, D), (S, H_kv) = q.shape, k.shape[1:3]
+    q, k, v, g = (t.double() for t in (q, k, v, g))
+    scale = 1 / math.sqrt(D) if scale is None else abs(scale)
+    k_wide, v_wide = (t.repeat_interleave(H // H_kv, 2) for t in (k, v))
+    visible = visible_keys(T, S, causal, window, q.device)
+    scores = torch.einsum("bthd,bshd->bhts", q, k_wide) * scale
+    p = torch.softmax(scores.masked_fill(~visible, -1e300), -1) * visible
+    kept = p if not dropout_p else p * attention_keep_mask(seed, B, H, T, S, dropout_p, q.device) / (1 - dropout_p)
+    out = torch.einsum("bhts,bshd->bthd", kept, v_wide)
+    q, k, v, g = q.abs(), k_wide.abs(), v_wide.abs(), g.abs()
+    exponent = 1 + largest(torch.einsum("bthd,bshd->bhts", q, k) * visible) * scale
+    delta = torch.einsum("bthd,bthd->bht", g, out.abs())[..., None]
+    ds = kept * torch.einsum("bthd,bshd->bhts", g, v) + p * delta
+
+    def group(t: torch.Tensor) -> torch.Tensor:  # the heads of a group add up
+        return t.reshape(B, S, H_kv, H // H_kv, D).sum(3)
+
+    dq, dk = torch.einsum("bhts,bshd->bthd", ds, k) * scale, group(torch.einsum("bhts,bthd->bshd", ds, q)) * scale
+    dv = group(torch.einsum("bhts,bthd->bshd", kept, g))
+    # delta is made from `out` as stored, so it is what rounding to dtype adds to dq and dk.
+    dq_stored = torch.einsum("bhts,bshd->bthd", p * delta, k) * scale
+    dk_stored = group(torch.einsum("bhts,bthd->bshd", p * delta, q)) * scale
+    return {
+        "out": (largest(out), exponent * largest(torch.einsum("bhts,bshd->bthd", kept, v))),
+        "dq": (largest(dq_stored), exponent * largest(dq)),
+        "dk": (largest(dk_stored), exponent * largest(dk)),
+        "dv": (0.0, exponent * largest(dv)),
+    }
+
+
+def check(inputs: dict, g: torch.Tensor, **options) -> None:
+    """The accuracy rule for forward and backward, against torch's own attention in the same dtype."""
+    ours = forward_backward(lambda **t: mg.ops.attention(**t, **options), inputs, g)
+    with mg.backend("torch"):
+        torchs = forward_backward(lambda **t: mg.ops.attention(**t, **options), inputs, g)
+    double = {name: t.double() for name, t in inputs.items()}
+    reference = forward_backward(lambda **t: attention_reference(**t, **options), double, g.double())
+    assert_all_accurate("attention", ours, torchs, reference, sizes(**inputs, g=g, **options))

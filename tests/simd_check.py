@@ -1,0 +1,32 @@
+"""Run by test_simd.py in a process of its own, with MINIGPT_SIMD set: a short check of every op by the accuracy rule.
+Prints the level in use."""
+
+import torch
+from accuracy import DTYPES
+from attention_cases import Case
+from attention_cases import check as check_attention
+from ops.test_decode_attention import Batch
+from ops.test_gelu import check as check_gelu
+from ops.test_layer_norm import PAIRS, case
+from ops.test_layer_norm import check as check_layer_norm
+from tensors import normal
+
+from minigpt_ext import _C
+
+CASES = [Case(1, 33, 70, 4, 2, 17), Case(2, 40, 40, 2, 2, 64, window=9), Case(1, 3, 65, 1, 1, 5, causal=False)]
+
+torch.manual_seed(0)
+for dtype in DTYPES:
+    for each in CASES:
+        inputs, g = each.inputs(dtype)
+        check_attention(inputs, g, **each.options)
+        check_attention(inputs, g, dropout_p=0.3, seed=4, **each.options)
+    for approximate in ("none", "tanh"):
+        check_gelu(normal(1003, dtype=dtype, factor=4), normal(1003, dtype=dtype), approximate)
+    for D in (3, 17, 64):
+        Batch([300, 9], [1, 1], H=4, H_kv=2, D=D, dtype=dtype).check()
+        Batch([70, 9], [3, 2], D=D, dtype=dtype).check(ragged=True, window=5)
+for pair in PAIRS:
+    for C in (1, 5, 33, 64):
+        check_layer_norm(*case(18, C, pair=pair))
+print(_C.simd_level())
