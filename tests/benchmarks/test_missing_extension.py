@@ -16,6 +16,8 @@ def minigpt(tmp_path: Path):
     """Runs the command of a copy of the package that has no compiled extension."""
     source = Path(minigpt_ext.__file__).parent
     shutil.copytree(source, tmp_path / "minigpt_ext", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    # An editable installation would find the real one; this stands in its way.
+    (tmp_path / "minigpt_ext" / "_C.py").write_text("raise ModuleNotFoundError(\"No module named 'minigpt_ext._C'\")\n")
 
     def run(*arguments: str) -> subprocess.CompletedProcess:
         command = [sys.executable, "-c", "from minigpt_ext.cli import main; main()", *arguments]
