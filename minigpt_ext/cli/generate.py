@@ -21,6 +21,7 @@ from minigpt_ext.training.recipe import resolve_device
 
 MIB = 2**20
 INTERRUPTED = 130  # the exit status a shell gives to a command that Ctrl-C ended
+USUAL_TEMPERATURE = 0.8  # a small model drawn at 1.0 strays
 
 
 class DeviceName(str, Enum):
@@ -45,7 +46,7 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="How many tokens to add.")] = 500,
     temperature: Annotated[
         float, typer.Option(min=0.0, metavar="T", help="Below 1 is safer, above 1 bolder; 0 is the same as --greedy.")
-    ] = 1.0,
+    ] = USUAL_TEMPERATURE,
     top_k: Annotated[
         int | None, typer.Option(min=1, metavar="K", help="Choose among the K likeliest tokens only.")
     ] = None,
@@ -66,7 +67,7 @@ def generate(
     When the model's context (block_size) is full, its last block_size // 2 tokens are read anew and the text goes on.
     Of a prompt longer than the context, the end is read.
     """
-    if greedy and temperature != 1.0:
+    if greedy and temperature != USUAL_TEMPERATURE:
         raise UserError("--greedy takes the likeliest token and --temperature draws one: give one of them, not both")
     if greedy and top_k is not None:
         raise UserError("--greedy takes the likeliest token and --top-k draws among K: give one of them, not both")
