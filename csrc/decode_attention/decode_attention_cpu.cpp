@@ -104,8 +104,12 @@ struct Attend {
     A* acc = state.acc + row * heads * state.padded;
     int64_t j = 0;
     for (; j + 4 <= n; j += 4)
-      for (int64_t h = 0; h < heads; ++h)
+      for (int64_t h = 0; h < heads; ++h) {
         dot<Bytes, 4>(state.scores + h * kTile + j, q + h * state.padded, k + j, h / group * D, D);
+        // The values of these keys come next: memory brings them while the scores are worked out.
+        for (int64_t i = j; i < j + 4; ++i)
+          for (int64_t d = 0; d < D; d += 64 / int64_t(sizeof(T))) __builtin_prefetch(v[i] + h / group * D + d);
+      }
     for (; j < n; ++j)
       for (int64_t h = 0; h < heads; ++h)
         dot<Bytes, 1>(state.scores + h * kTile + j, q + h * state.padded, k + j, h / group * D, D);
