@@ -104,7 +104,7 @@ class Build(cpp_extension.BuildExtension):
         super().build_extensions()
 
     def check_compiler(self) -> None:
-        compiler = os.environ.get("CXX", "c++").split()[0]
+        compiler = (os.environ.get("CXX") or "c++").split()[0]
         if not shutil.which(compiler):
             sys.exit(
                 f"error: no C++ compiler: {compiler!r} is not on PATH. Install one (Debian, Ubuntu: apt install g++; "

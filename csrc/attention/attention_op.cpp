@@ -42,7 +42,8 @@ AttentionShape checked(const Tensor& q, const Tensor& k, const Tensor& v, double
     check(seed->numel() == 1, kOp, ": seed must have one element, got ", shape_of(*seed));
   }
   const double threshold = std::min(dropout_p * 4294967296.0, 4294967295.0);
-  return {B, T, S, H, H_kv, D, scale, causal, window, uint32_t(threshold), 1.0 / (1.0 - dropout_p)};
+  const int64_t widest = std::min(window, T + S);  // a wider one bounds nothing; kernels may add to it without overflow
+  return {B, T, S, H, H_kv, D, scale, causal, widest, uint32_t(threshold), 1.0 / (1.0 - dropout_p)};
 }
 
 const int64_t* pointer(const std::optional<Tensor>& seed) { return seed ? seed->const_data_ptr<int64_t>() : nullptr; }

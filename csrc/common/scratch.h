@@ -30,6 +30,7 @@ class Scratch {
     thread_local std::unique_ptr<char[]> kept;
     thread_local size_t size = 0;
     if (size < bytes + 64) {
+      size = 0;  // should there be no memory, nothing is kept
       kept.reset();
       kept.reset(new char[bytes + 64]);
       size = bytes + 64;

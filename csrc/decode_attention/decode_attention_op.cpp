@@ -57,7 +57,7 @@ Tensor decode_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_
       .dtype = dtype,
       .H = H,
       .scale = scale,
-      .window = window,
+      .window = std::min(window, layout.max_blocks * layout.block_size + 1),  // a wider one bounds nothing
       .q = q.const_data_ptr(),
       .q_batch_stride = q.stride(0),
       .q_token_stride = q.stride(token),

@@ -127,7 +127,7 @@ def _resume_command(directory: Path) -> str:
 def _close(result: TrainingResult, device: torch.device) -> None:
     """A text by the best model, what the run came to, and what to type next."""
     text = _closing_text(result.directory, device)
-    console = Console()
+    console = Console(markup=False)  # a path may hold brackets
     console.print(f"The model of step {result.best_step:,} writes:", style="bold")
     typer.echo(f"\n{text.strip()}\n")
 

@@ -28,6 +28,8 @@ def kv_append(
     Not differentiable (RuntimeError where k or v requires a gradient). On the CPU every table entry and length in use
     is checked before anything is written (RuntimeError naming it); a GPU's kernel skips what is out of range.
     """
+    if k_cache.requires_grad or v_cache.requires_grad:
+        raise RuntimeError("kv_append: k_cache and v_cache must not require gradients: they are written in place")
     if torch.is_grad_enabled() and (k.requires_grad or v.requires_grad):
         raise RuntimeError(
             "kv_append: k or v requires a gradient, and a cache keeps none; call it under torch.no_grad()"

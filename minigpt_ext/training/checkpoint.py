@@ -31,6 +31,7 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[st
         "facts": json.dumps(facts),
         "crc32": json.dumps({name: _crc32(tensor) for name, tensor in tensors.items()}),
     }
+    metadata["metadata_crc32"] = _metadata_crc32(metadata)
     try:
         with replacing(path) as temporary:
             save_file(tensors, temporary, metadata)
@@ -54,6 +55,8 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise CheckpointError(f"{path} is not a checkpoint of minigpt: it lacks {error} in its metadata") from error
     except (SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
+    if metadata.get("metadata_crc32") != _metadata_crc32(metadata):
+        raise CheckpointError(f"{path} is damaged: its metadata is not what was written")
     for name, tensor in tensors.items():
         if sums.get(name) != _crc32(tensor):
             raise CheckpointError(f"{path} is damaged: {name} is not what was written")
@@ -70,4 +73,10 @@ def load_facts(path: Path) -> dict[str, Any]:
 
 
 def _crc32(tensor: Tensor) -> int:
-    return zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy())
+    """Of dtype, shape and values."""
+    kind = zlib.crc32(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+    return zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy(), kind)
+
+
+def _metadata_crc32(metadata: Mapping[str, str]) -> str:
+    return str(zlib.crc32((metadata["facts"] + metadata["crc32"]).encode()))

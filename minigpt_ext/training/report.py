@@ -28,7 +28,8 @@ def plot_losses(rows: Sequence[Row], path: Path, title: str) -> None:
         axes.plot(*zip(*validation, strict=True), color="tab:orange", marker="o", markersize=3, label=label)
     axes.set_xlabel("step")
     axes.set_ylabel("loss (nats a token)")
-    axes.set_title(title)
+    # A file's name may hold dollars, which are no formula here, or bytes that are no UTF-8.
+    axes.set_title(title.encode(errors="replace").decode(), parse_math=False)
     axes.grid(alpha=0.3)
     if train or validation:
         axes.legend()

@@ -98,6 +98,7 @@ def opened(recipe: Recipe, out: str | Path, progress: Progress | None = None) ->
     recipe = replace(recipe, data=corpus.sources)
     dataset = Dataset.from_text(corpus.text, recipe.block_size)
     with directory.claimed():
+        directory.check_free()  # another process may have been here while the corpus was read
         directory.write_config(_config(recipe, corpus, dataset))
         dataset.tokenizer.save(directory.tokenizer)
         yield Trainer(recipe, dataset, directory, progress or Progress())
@@ -117,6 +118,10 @@ def reopened(
     asked = {key: checked(key, value) for key, value in (asked or {}).items()}
     config = directory.read_config()
     recorded = recorded_recipe(config)
+    if directory.model.exists() and not directory.state.exists():
+        raise ValueError(
+            f"{directory.path} holds a model, but its {directory.state.name} is gone: nothing to resume from"
+        )
     recipe = resumed_recipe(recorded, asked)
     corpus = load_corpus(asked.get("data", recorded.data))
     if corpus.sha256 != config["data"]["sha256"]:
@@ -159,6 +164,8 @@ def complete(trainer: Trainer) -> TrainingResult:
         plot_losses(read_metrics(directory.metrics), directory.plot, f"{recipe.preset} on {_names(recipe)}")
     except OSError as error:
         raise CheckpointError(f"cannot write {directory.plot}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{directory.metrics} is damaged: {error}") from error
     return TrainingResult(
         directory=directory.path,
         files=tuple(file.name for file in directory.files if file.exists()),

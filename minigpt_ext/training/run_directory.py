@@ -103,7 +103,9 @@ class RunDirectory:
 
 def recorded_recipe(config: Mapping[str, Any]) -> Recipe:
     """The recipe in a run's config. Raises ValueError where it is not one."""
-    values = config.get("training")
+    values, data = config.get("training"), config.get("data")
+    if not isinstance(data, dict) or "sha256" not in data:
+        raise ValueError('config.json: "data" does not tell the sha256 of the text')
     if not isinstance(values, dict) or set(values) != set(KEYS):
         raise ValueError("config.json: the training settings are not those of this program")
     return Recipe(**values)

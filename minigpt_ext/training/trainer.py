@@ -154,7 +154,8 @@ class Trainer:
     def close_with_evaluation(self) -> None:
         """Evaluate the end of a run whose last step is between two evaluations.
 
-        This is no part of the state, already saved: resumed to more steps, the run is as if it had never paused here.
+        This is no part of the state, already saved: resumed to more steps, the run makes the same steps as if it had
+        never paused here. Only a model that was the best of all here stays the one to beat.
         """
         val_loss = self.evaluate()
         row = Row(self.counters.step, None, val_loss, None, None, None, self.elapsed())

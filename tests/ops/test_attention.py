@@ -293,3 +293,12 @@ def test_any_shape_at_length(case, dtype):
     torch.manual_seed(0)
     inputs, g = case.inputs(dtype)
     check(inputs, g, **case.options)
+
+
+@pytest.mark.parametrize("window", [2**62, 2**63 - 1])
+def test_a_window_beyond_all_keys_bounds_nothing(window, device):
+    q, k, v, dout = (torch.randn(1, 70, 2, 8, device=device, requires_grad=True) for _ in range(4))
+    free, bounded = (mg.ops.attention(q, k, v, window=w) for w in (None, window))
+    assert torch.equal(free, bounded)
+    for ours, wanted in zip(*(torch.autograd.grad(out, (q, k, v), dout) for out in (bounded, free)), strict=True):
+        assert torch.equal(ours, wanted)

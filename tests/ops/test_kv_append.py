@@ -193,3 +193,12 @@ def test_opcheck(ragged, dtype, device):
     given = (*caches, k.flatten(0, 1), v.flatten(0, 1)) if ragged else (*caches, k, v)
     start = int32([0, 2, 4], device) if ragged else None
     torch.library.opcheck(torch.ops.minigpt.kv_append.default, (*given, table, lens, start))
+
+
+@pytest.mark.parametrize("name", ["k_cache", "v_cache"])
+def test_a_cache_that_requires_a_gradient_is_refused(name):
+    caches = {each: torch.zeros(1, 4, 1, 8, requires_grad=each == name) for each in ("k_cache", "v_cache")}
+    with torch.no_grad(), pytest.raises(RuntimeError, match="must not require gradients"):
+        mg.ops.kv_append(
+            **caches, k=normal(1, 1, 1, 8), v=normal(1, 1, 1, 8), block_table=int32([[0]]), seq_lens=int32([0])
+        )

@@ -79,3 +79,11 @@ except CheckpointError as error:
     done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, timeout=120)
     assert f"cannot write {path}" in done.stdout, done.stderr
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["x.safetensors"]
+
+
+def test_a_changed_fact_is_damage(tmp_path):
+    path = tmp_path / "state.safetensors"
+    save_checkpoint(path, {"a": torch.ones(3)}, {"step": 20})
+    path.write_bytes(path.read_bytes().replace(b'\\"step\\": 20', b'\\"step\\": 10'))
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_checkpoint(path)

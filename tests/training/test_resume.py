@@ -232,3 +232,13 @@ def test_a_run_is_trained_by_one_process_at_a_time(stopped):
                     resume(stopped)
 
     assert resume(stopped, progress=ResumeMeanwhile()).steps == 20
+
+
+def test_a_run_whose_state_is_gone_is_not_begun_anew(tmp_path):
+    run = tmp_path / "run"
+    train(small_recipe(write_text(tmp_path / "text.txt"), steps=5), run)
+    metrics = (run / "metrics.jsonl").read_bytes()
+    (run / "resume.safetensors").unlink()
+    with pytest.raises(ValueError, match="resume.safetensors is gone"):
+        resume(run)
+    assert (run / "metrics.jsonl").read_bytes() == metrics
