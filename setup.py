@@ -5,6 +5,7 @@ MINIGPT_CUDA=1     CUDA kernels, or an error; neither a GPU nor a CUDA build of 
 MINIGPT_CUDA=0     C++ kernels alone
 """
 
+import importlib.util
 import os
 import re
 import shutil
@@ -97,13 +98,19 @@ class Build(cpp_extension.BuildExtension):
         self.build_temp = str(ROOT / "build" / f"temp.{sysconfig.get_platform()}-{sys.implementation.cache_tag}")
 
     def build_extensions(self) -> None:
-        self.check_compiler()
+        self.check_tools()
         for extension in self.extensions:
             extension.include_dirs.insert(0, str(self.pybind11_headers()))
         self.remove_stale_cuda_objects()
         super().build_extensions()
 
-    def check_compiler(self) -> None:
+    def check_tools(self) -> None:
+        missing = [name for name in ("pybind11", "ninja") if importlib.util.find_spec(name) is None]
+        if missing:
+            sys.exit(
+                f"error: building without isolation needs {' and '.join(missing)} in the environment. Install what the "
+                "build uses first: pip install setuptools ninja pybind11"
+            )
         compiler = (os.environ.get("CXX") or "c++").split()[0]
         if not shutil.which(compiler):
             sys.exit(

@@ -19,7 +19,7 @@ from minigpt_ext.backend import OPS, environment_error, uses_kernels, why_no_ker
 GIB = 2**30
 HOW_TO_BUILD = "build it: `pip install -e .` in the checkout"
 HOW_TO_GET_CUDA = (
-    "install the CUDA toolkit (nvcc, 12.0 or later), then `MINIGPT_CUDA=1 pip install -e .` in the checkout"
+    "with a CUDA build of torch and the CUDA toolkit (nvcc, 12.0 or later), `pip install -e .` in the checkout again"
 )
 VARIABLES = ("MINIGPT_BACKEND", "MINIGPT_SIMD", "MINIGPT_DATA", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
 
@@ -148,7 +148,10 @@ def as_text(facts: dict[str, Any]) -> str:
             archs = ", ".join(extension["cuda_archs"])
             lines.append(field("  CUDA kernels", f"toolkit {extension['cuda_toolkit']}, for {archs}"))
         else:
-            lines += [field("  CUDA kernels", "left out. To have them:"), field("", HOW_TO_GET_CUDA)]
+            lines += [
+                field("  CUDA kernels", "left out, as torch has no CUDA or nvcc was not there. For a GPU:"),
+                field("", HOW_TO_GET_CUDA),
+            ]
     lines += ["", "Devices", *(field(f"  {each['device']}", device_text(each, facts)) for each in facts["devices"])]
     if len(facts["devices"]) == 1:
         lines.append(field("  no GPU", "torch sees none"))

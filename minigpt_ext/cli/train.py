@@ -22,6 +22,7 @@ from minigpt_ext.training.progress import TerminalProgress
 from minigpt_ext.training.recipe import describe_keys, is_demonstration, make_recipe, parse_assignments, read_toml
 from minigpt_ext.training.run import complete, opened, reopened
 from minigpt_ext.training.run_directory import RunDirectory
+from minigpt_ext.training.trainer import Trainer
 
 _FAILED = 1
 _INTERRUPTED = 128  # plus the number of the signal, as a shell reports it
@@ -102,7 +103,7 @@ def train(
     except CheckpointError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(_FAILED) from None
-    _close(result, torch.device(trainer.recipe.device))
+    _close(result, trainer)
 
 
 train.__doc__ = f"{inspect.cleandoc(train.__doc__)}\n\n\b\nSettings for --set and --config:\n{describe_keys()}\n"
@@ -124,14 +125,16 @@ def _resume_command(directory: Path) -> str:
     return shlex.join(["minigpt", "train", "--resume", str(directory)])
 
 
-def _close(result: TrainingResult, device: torch.device) -> None:
+def _close(result: TrainingResult, trainer: Trainer) -> None:
     """A text by the best model, what the run came to, and what to type next."""
-    text = _closing_text(result.directory, device)
+    text = _closing_text(result.directory, trainer.device)
     console = Console(markup=False)  # a path may hold brackets
     console.print(f"The model of step {result.best_step:,} writes:", style="bold")
     typer.echo(f"\n{text.strip()}\n")
 
     table = Table(show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")  # a path must not be cut
     table.add_row("parameters", f"{result.n_parameters:,}")
     table.add_row("steps", f"{result.steps:,}" + (", stopped early" if result.stopped_early else ""))
     table.add_row("time", f"{result.elapsed_s:,.0f} s")
@@ -142,8 +145,8 @@ def _close(result: TrainingResult, device: torch.device) -> None:
     table.add_row("files", "\n".join(str(result.directory / name) for name in result.files))
     console.print(table)
 
-    first_word = (text.split() or ["A"])[0]
-    command = ["minigpt", "generate", "--model", str(result.directory), "--prompt", first_word]
+    words = trainer.dataset.tokenizer.decode(trainer.dataset.train[:200].tolist()).split()
+    command = ["minigpt", "generate", "--model", str(result.directory), "--prompt", words[0] if words else "A"]
     typer.echo(f"Next:\n  {shlex.join(command)}")
 
 

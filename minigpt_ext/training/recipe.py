@@ -197,6 +197,8 @@ _KINDS = {"int": "an integer", "float": "a number", "str": "a word"}
 
 
 def _field(key: str):
+    if key in {f.name for f in fields(GPTConfig)} - set(KEYS):
+        raise ValueError(f"{key} is given by the preset, which sets the shape of the model: {', '.join(PRESETS)}")
     if key not in KEYS:
         aliases = {"max_iters": "steps", "max_steps": "steps", "lr": "learning_rate", "context": "block_size"}
         near = [aliases[key]] if key in aliases else difflib.get_close_matches(key, KEYS, n=3, cutoff=0.5)
