@@ -194,7 +194,13 @@ def test_a_device_that_is_not_there(run):
 
 def start(run, *arguments):
     program = [sys.executable, "-c", "from minigpt_ext.cli import main; main()", "generate", "--model", str(run)]
-    return subprocess.Popen([*program, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    # A test run in the background ignores Ctrl-C, and its children would too.
+    return subprocess.Popen(
+        [*program, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def test_a_reader_that_has_seen_enough(run):
