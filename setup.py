@@ -159,7 +159,8 @@ def included_files(source: Path) -> set[Path]:
 
 
 def extension():
-    sources = sorted(ROOT.glob("csrc/**/*.cpp"))
+    emulator = ROOT / "csrc" / "emulator"  # a library of its own, built when it is first asked for
+    sources = sorted(source for source in ROOT.glob("csrc/**/*.cpp") if emulator not in source.parents)
     macros = [("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION)]
     cxx = ["-O3", "-g0", "-std=c++20", "-ffp-contract=fast", "-fvisibility=hidden", "-Wall"]
     # Wide vectors are only passed between functions that are inlined; g++ errs on vector types and on std::optional.

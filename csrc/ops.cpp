@@ -1,43 +1,12 @@
-// The table of contents: every op's schema, and the module that Python imports. One op, one room: the kernels of
-// <op>_forward stand in csrc/<op>/, its Python face in minigpt_ext/ops/<op>.py. Letters: B batch, T queries, S keys,
-// H heads, H_kv key/value heads, D head dim, C channels; (a!) marks a tensor that is written.
+// The module that Python imports: the ops, as ops.h lists them, and what no tensor is in.
+#include "ops.h"
+
 #include <pybind11/pybind11.h>
 #include <torch/csrc/stable/library.h>
 
 #include "common/simd.h"
 
-STABLE_TORCH_LIBRARY(minigpt, m) {
-  // q (B, T, H, D), k and v (B, S, H_kv, D) -> out (B, T, H, D), lse (B, H, T); window 0: none; seed: one int64
-  m.def(
-      "attention_forward(Tensor q, Tensor k, Tensor v, float scale, bool causal, int window, float dropout_p, "
-      "Tensor? seed) -> (Tensor, Tensor)");
-  // -> dq, dk, dv
-  m.def(
-      "attention_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, float scale, bool causal, "
-      "int window, float dropout_p, Tensor? seed) -> (Tensor, Tensor, Tensor)");
-
-  // x (..., C), weight and bias (C,) -> y (..., C), mean (rows,), rstd (rows,)
-  m.def("layer_norm_forward(Tensor x, Tensor weight, Tensor? bias, float eps) -> (Tensor, Tensor, Tensor)");
-  // -> dx (..., C), dweight (C,), dbias (C,), or (0,) without a bias
-  m.def(
-      "layer_norm_backward(Tensor dy, Tensor x, Tensor weight, Tensor mean, Tensor rstd, bool has_bias) "
-      "-> (Tensor, Tensor, Tensor)");
-
-  // x of any shape -> the same shape; tanh: the approximation, else erf
-  m.def("gelu_forward(Tensor x, bool tanh) -> Tensor");
-  m.def("gelu_backward(Tensor dy, Tensor x, bool tanh) -> Tensor");
-
-  // caches (n_blocks, block_size, H_kv, D); k and v (B, T, H_kv, D), or (rows, H_kv, D) with query_start (B+1,);
-  // block_table (B, max_blocks), seq_lens (B,): tokens before the new ones
-  m.def(
-      "kv_append(Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor k, Tensor v, Tensor block_table, Tensor seq_lens, "
-      "Tensor? query_start=None) -> ()");
-
-  // q (B, T, H, D), or (rows, H, D) with query_start -> the same shape; seq_lens (B,): tokens with the new ones
-  m.def(
-      "decode_attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor block_table, Tensor seq_lens, "
-      "Tensor? query_start, float scale, int window) -> Tensor");
-}
+STABLE_TORCH_LIBRARY(minigpt, m) { minigpt::define_ops(m); }
 
 #define TEXT_(x) #x
 #define TEXT(x) TEXT_(x)

@@ -11,14 +11,14 @@ from paged import int32, poisoned_caches
 from tensors import normal
 
 import minigpt_ext as mg
-from minigpt_ext.backend import OPS, _from_environment, uses_kernels, why_no_kernels
+from minigpt_ext.backend import OPS, _from_environment, implementation, why_no_kernels
 
 ALL_KERNELS = dict.fromkeys(OPS, "kernels")
 
 
 def chosen() -> dict[str, str]:
     """What each op would use for a CPU tensor."""
-    return {op: "kernels" if uses_kernels(op, torch.device("cpu")) else "torch" for op in OPS}
+    return {op: implementation(op, torch.device("cpu")) for op in OPS}
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +98,7 @@ def test_a_wrong_environment_is_refused(text):
 
 def test_the_environment_is_read_by_a_new_process():
     code = (
-        "from minigpt_ext.backend import uses_kernels; import torch; print(uses_kernels('gelu', torch.device('cpu')))"
+        "from minigpt_ext.backend import implementation; import torch; print(implementation('gelu', torch.device('cpu')))"
     )
     environment = {**os.environ, "MINIGPT_BACKEND": "gelu=torch"}
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)

@@ -11,7 +11,7 @@ import minigpt_ext as mg
 from minigpt_ext.backend import OPS
 
 ROOT = Path(__file__).resolve().parents[1]
-SCHEMAS = re.findall(r'm\.def\(\s*"(\w+)\(', (ROOT / "csrc" / "ops.cpp").read_text())
+SCHEMAS = re.findall(r'm\.def\(\s*"(\w+)\(', (ROOT / "csrc" / "ops.h").read_text())
 
 
 def room_of(schema: str) -> str:

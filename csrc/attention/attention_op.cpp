@@ -46,8 +46,6 @@ AttentionShape checked(const Tensor& q, const Tensor& k, const Tensor& v, double
   return {B, T, S, H, H_kv, D, scale, causal, widest, uint32_t(threshold), 1.0 / (1.0 - dropout_p)};
 }
 
-const int64_t* pointer(const std::optional<Tensor>& seed) { return seed ? seed->const_data_ptr<int64_t>() : nullptr; }
-
 }  // namespace
 
 std::tuple<Tensor, Tensor> attention_forward(const Tensor& q, const Tensor& k, const Tensor& v, double scale,
@@ -60,15 +58,15 @@ std::tuple<Tensor, Tensor> attention_forward(const Tensor& q, const Tensor& k, c
   const AttentionForwardParams params{
       .shape = shape,
       .dtype = dtype,
-      .q = q.const_data_ptr(),
-      .k = k.const_data_ptr(),
-      .v = v.const_data_ptr(),
+      .q = input(q),
+      .k = input(k),
+      .v = input(v),
       .q_strides = strides_of(q),
       .k_strides = strides_of(k),
       .v_strides = strides_of(v),
-      .seed = pointer(seed),
-      .out = out.mutable_data_ptr(),
-      .lse = lse.mutable_data_ptr(),
+      .seed = static_cast<const int64_t*>(input(seed)),
+      .out = output(out),
+      .lse = output(lse),
   };
   RUN(attention_forward, q, params);
   return {out, lse};
@@ -97,27 +95,27 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& dout_given, 
   Tensor dk = empty(q, {s.B, s.S, s.H_kv, s.D}, q.scalar_type());
   Tensor dv = empty(q, {s.B, s.S, s.H_kv, s.D}, q.scalar_type());
   Tensor delta = empty(q, {s.B, s.H, s.T}, accumulate_type(dtype));
-  const int64_t chunks = q.is_cpu() ? attention_backward_chunks(s) : 1;
+  const int64_t chunks = runs_cuda(q) ? 1 : attention_backward_chunks(s);
   Tensor dq_partial = empty(q, {chunks > 1 ? chunks : 0, s.B, s.H, s.T, s.D}, accumulate_type(dtype));
   const AttentionBackwardParams params{
       .shape = s,
       .dtype = dtype,
-      .dout = dout.const_data_ptr(),
-      .q = q.const_data_ptr(),
-      .k = k.const_data_ptr(),
-      .v = v.const_data_ptr(),
-      .out = out.const_data_ptr(),
+      .dout = input(dout),
+      .q = input(q),
+      .k = input(k),
+      .v = input(v),
+      .out = input(out),
       .dout_strides = strides_of(dout),
       .q_strides = strides_of(q),
       .k_strides = strides_of(k),
       .v_strides = strides_of(v),
-      .lse = lse.const_data_ptr(),
-      .seed = pointer(seed),
-      .dq = dq.mutable_data_ptr(),
-      .dk = dk.mutable_data_ptr(),
-      .dv = dv.mutable_data_ptr(),
-      .delta = delta.mutable_data_ptr(),
-      .dq_partial = dq_partial.mutable_data_ptr(),
+      .lse = input(lse),
+      .seed = static_cast<const int64_t*>(input(seed)),
+      .dq = output(dq),
+      .dk = output(dk),
+      .dv = output(dv),
+      .delta = output(delta),
+      .dq_partial = output(dq_partial),
       .chunks = chunks,
   };
   RUN(attention_backward, q, params);

@@ -16,6 +16,10 @@
 #include "dtype.h"
 #include "simd.h"
 
+#ifdef MINIGPT_CUDA_EMULATOR
+#include "../emulator/memory.h"
+#endif
+
 #ifdef MINIGPT_CUDA
 // Lives in libtorch_cuda, which a CPU build of torch does not have: weak, so that the module loads there too.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
@@ -116,6 +120,24 @@ inline Tensor empty(const Tensor& like, std::vector<int64_t> shape, ScalarType t
 
 inline Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
 
+// The memory of a tensor as its kernel sees it, to read or to write. runs_cuda: whether that kernel is the CUDA one.
+#ifdef MINIGPT_CUDA_EMULATOR
+inline bool runs_cuda(const Tensor&) { return true; }
+
+inline emulator::memory::Layout layout_of(const Tensor& t) {
+  return {{t.sizes().begin(), t.sizes().end()}, {t.strides().begin(), t.strides().end()}, size_t(t.element_size())};
+}
+inline const void* input(const Tensor& t) {
+  return emulator::memory::copy_in(const_cast<void*>(t.const_data_ptr()), layout_of(t), false);
+}
+inline void* output(Tensor t) { return emulator::memory::copy_in(t.mutable_data_ptr(), layout_of(t), true); }
+#else
+inline bool runs_cuda(const Tensor& t) { return t.is_cuda(); }
+inline const void* input(const Tensor& t) { return t.const_data_ptr(); }
+inline void* output(const Tensor& t) { return t.mutable_data_ptr(); }
+#endif
+inline const void* input(const std::optional<Tensor>& t) { return t ? input(*t) : nullptr; }
+
 #ifdef MINIGPT_CUDA
 inline CudaStream current_stream(const Tensor& t) {
   void* stream = nullptr;
@@ -127,10 +149,20 @@ inline CudaStream current_stream(const Tensor& t) {
 
 }  // namespace minigpt
 
-// RUN(gelu_forward, x, params) calls gelu_forward_cpu(params), or gelu_forward_cuda(params, stream) where x is on a GPU.
-// The instruction set is chosen first, on this thread: a wrong MINIGPT_SIMD would lose its message in a worker.
+// RUN(gelu_forward, x, params) calls gelu_forward_cpu(params), or gelu_forward_cuda(params, stream) where x is on a GPU or
+// emulated. The instruction set is chosen first, on this thread: a wrong MINIGPT_SIMD would lose its message in a worker.
 // REGISTER(gelu_forward) makes the function of that name the op's kernel for every device this module was built for.
-#ifdef MINIGPT_CUDA
+#if defined(MINIGPT_CUDA_EMULATOR)
+#define RUN(kernel, tensor, params)       \
+  do {                                    \
+    minigpt::emulator::memory::Call call; \
+    kernel##_cuda(params, nullptr);       \
+    call.succeeded();                     \
+  } while (0)
+#define REGISTER_IN(name, op) \
+  STABLE_TORCH_LIBRARY_IMPL(name, CPU, library) { library.impl(#op, TORCH_BOX(&minigpt::op)); }
+#define REGISTER(op) REGISTER_IN(MINIGPT_EMULATOR_NAMESPACE, op)
+#elif defined(MINIGPT_CUDA)
 #define RUN(kernel, tensor, params)                                                     \
   do {                                                                                  \
     if ((tensor).is_cuda()) {                                                           \

@@ -43,11 +43,11 @@ Tensor decode_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_
   check(std::isfinite(scale), op, ": scale must be finite, got ", scale);
   check(window >= 0, op, ": window must be positive, or 0 for none, got ", window);
   const int64_t rows = query_start ? layout.T : layout.B * layout.T;
-  if (q.is_cpu()) check_table_values(layout, layout.T, /*before=*/false, op);
+  check_tables(layout, block_table, seq_lens, query_start, /*before=*/false, op);
 
   Tensor out = empty(q, {q.sizes().begin(), q.sizes().end()}, q.scalar_type());
   if (q.numel() == 0) return out;
-  const Splits splits = splits_for(layout, rows, q.is_cuda());
+  const Splits splits = splits_for(layout, rows, runs_cuda(q));
   const int64_t scratch_rows = splits.count > 1 ? rows : 0;
   Tensor partial_out = empty(q, {scratch_rows, H, splits.count, D}, accumulate_type(dtype));
   Tensor partial_stats = empty(q, {scratch_rows, H, splits.count, 2}, accumulate_type(dtype));
@@ -58,15 +58,15 @@ Tensor decode_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_
       .H = H,
       .scale = scale,
       .window = std::min(window, layout.max_blocks * layout.block_size + 1),  // a wider one bounds nothing
-      .q = q.const_data_ptr(),
+      .q = input(q),
       .q_batch_stride = q.stride(0),
       .q_token_stride = q.stride(token),
       .q_head_stride = q.stride(head),
-      .k_cache = k_cache.const_data_ptr(),
-      .v_cache = v_cache.const_data_ptr(),
-      .out = out.mutable_data_ptr(),
-      .partial_out = partial_out.mutable_data_ptr(),
-      .partial_stats = partial_stats.mutable_data_ptr(),
+      .k_cache = input(k_cache),
+      .v_cache = input(v_cache),
+      .out = output(out),
+      .partial_out = output(partial_out),
+      .partial_stats = output(partial_stats),
       .splits = splits.count,
       .keys_per_split = splits.keys,
   };

@@ -7,7 +7,7 @@ Tensor gelu_forward(const Tensor& x, bool tanh) {
   const DType dtype = dtype_of(x, "gelu", "x");
   const Tensor x_dense = dense(x);
   Tensor y = torch::stable::empty_like(x_dense);
-  RUN(gelu_forward, x, (GeluForwardParams{x.numel(), dtype, tanh, x_dense.const_data_ptr(), y.mutable_data_ptr()}));
+  RUN(gelu_forward, x, (GeluForwardParams{x.numel(), dtype, tanh, input(x_dense), output(y)}));
   return y;
 }
 
@@ -18,9 +18,7 @@ Tensor gelu_backward(const Tensor& dy, const Tensor& x, bool tanh) {
   check_shape(dy, {x.sizes().begin(), x.sizes().end()}, "gelu backward", "dy", "x's shape");
   const Tensor x_dense = dense(x), dy_dense = dense(dy);
   Tensor dx = torch::stable::empty_like(x_dense);
-  RUN(gelu_backward, x,
-      (GeluBackwardParams{x.numel(), dtype, tanh, dy_dense.const_data_ptr(), x_dense.const_data_ptr(),
-                          dx.mutable_data_ptr()}));
+  RUN(gelu_backward, x, (GeluBackwardParams{x.numel(), dtype, tanh, input(dy_dense), input(x_dense), output(dx)}));
   return dx;
 }
 

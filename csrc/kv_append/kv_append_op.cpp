@@ -14,23 +14,23 @@ void kv_append(const Tensor& k_cache, const Tensor& v_cache, const Tensor& k, co
   check_type(v, k_cache.scalar_type(), op, "v");
   check_shape(v, {k.sizes().begin(), k.sizes().end()}, op, "v", "k's shape");
   check_last_stride(v, op, "v");
-  if (k_cache.is_cpu()) check_table_values(layout, layout.T, /*before=*/true, op);
+  check_tables(layout, block_table, seq_lens, query_start, /*before=*/true, op);
   if (k.numel() == 0) return;
 
   const int64_t token = k.dim() - 3, head = k.dim() - 2;  // with query_start there is no batch dimension
   const KvAppendParams params{
       .layout = layout,
       .element_size = int64_t(k_cache.element_size()),
-      .k = k.const_data_ptr(),
-      .v = v.const_data_ptr(),
+      .k = input(k),
+      .v = input(v),
       .k_token_stride = k.stride(token),
       .k_head_stride = k.stride(head),
       .v_token_stride = v.stride(token),
       .v_head_stride = v.stride(head),
       .k_batch_stride = k.stride(0),
       .v_batch_stride = v.stride(0),
-      .k_cache = k_cache.mutable_data_ptr(),
-      .v_cache = v_cache.mutable_data_ptr(),
+      .k_cache = output(k_cache),
+      .v_cache = output(v_cache),
   };
   RUN(kv_append, k_cache, params);
 }

@@ -1,5 +1,7 @@
 // The checks that kv_append and decode_attention share: a paged cache, its table, and the new tokens' place in it.
 #pragma once
+#include <cstdlib>
+
 #include "../common/checks.h"
 #include "kv_append.h"
 
@@ -13,9 +15,10 @@ inline void check_index_tensor(const Tensor& t, const Tensor& cache, std::vector
   check(t.is_contiguous(), op, ": ", argument, " must be contiguous");
 }
 
-// Tables and lengths are read here on the CPU; on a GPU that would wait for the device, so its kernels skip what is out of
-// range instead. `before`: whether seq_lens counts the tokens before the new ones (kv_append) or with them.
-inline void check_table_values(const PagedLayout& l, int64_t rows, bool before, const char* op) {
+// The values of tables and lengths, which must be in the CPU's memory. `before`: whether seq_lens counts the tokens before
+// the new ones (kv_append) or with them.
+inline void check_table_values(const PagedLayout& l, bool before, const char* op) {
+  const int64_t rows = l.T;
   if (l.query_start) {
     check(l.query_start[0] == 0, op, ": query_start must begin with 0, got ", l.query_start[0]);
     for (int64_t b = 0; b < l.B; ++b)
@@ -38,6 +41,23 @@ inline void check_table_values(const PagedLayout& l, int64_t rows, bool before, 
             l.n_blocks, " blocks (0 ... ", l.n_blocks - 1, ")");
     }
   }
+}
+
+// On the CPU tables and lengths are always checked. On a GPU that would wait for the device, so its kernels skip what is out
+// of range, and only MINIGPT_CHECK=1 has it checked.
+inline void check_tables(PagedLayout layout, const Tensor& block_table, const Tensor& seq_lens,
+                         const std::optional<Tensor>& query_start, bool before, const char* op) {
+  const char* const wanted = std::getenv("MINIGPT_CHECK");
+  if (runs_cuda(seq_lens) && !(wanted && std::string(wanted) == "1")) return;
+  const auto on_cpu = [](const Tensor& t) {
+    return t.is_cpu() ? t : torch::stable::to(t, torch::stable::Device(torch::headeronly::DeviceType::CPU));
+  };
+  const Tensor table = on_cpu(block_table), lengths = on_cpu(seq_lens);
+  const std::optional<Tensor> starts = query_start ? std::optional(on_cpu(*query_start)) : std::nullopt;
+  layout.block_table = static_cast<const int32_t*>(table.const_data_ptr());
+  layout.seq_lens = static_cast<const int32_t*>(lengths.const_data_ptr());
+  if (starts) layout.query_start = static_cast<const int32_t*>(starts->const_data_ptr());
+  check_table_values(layout, before, op);
 }
 
 // Shapes, types and devices of caches, table, lengths and query_start, and the layout they make. new_tokens: q or k.
@@ -79,9 +99,9 @@ inline PagedLayout checked_layout(const Tensor& new_tokens, const char* name, co
       .D = D,
       .B = B,
       .max_blocks = max_blocks,
-      .block_table = block_table.const_data_ptr<int32_t>(),
-      .seq_lens = seq_lens.const_data_ptr<int32_t>(),
-      .query_start = query_start ? query_start->const_data_ptr<int32_t>() : nullptr,
+      .block_table = static_cast<const int32_t*>(input(block_table)),
+      .seq_lens = static_cast<const int32_t*>(input(seq_lens)),
+      .query_start = static_cast<const int32_t*>(input(query_start)),
       .T = query_start ? new_tokens.size(0) : new_tokens.size(1),
   };
 }

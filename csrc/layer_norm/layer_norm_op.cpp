@@ -48,13 +48,13 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm_forward(const Tensor& x, const Ten
       .C = p.C,
       .dtype = p.dtype,
       .weight_dtype = p.weight_dtype,
-      .x = x_dense.const_data_ptr(),
-      .weight = weight_dense.const_data_ptr(),
-      .bias = bias_dense ? bias_dense->const_data_ptr() : nullptr,
+      .x = input(x_dense),
+      .weight = input(weight_dense),
+      .bias = input(bias_dense),
       .eps = eps,
-      .y = y.mutable_data_ptr(),
-      .mean = mean.mutable_data_ptr(),
-      .rstd = rstd.mutable_data_ptr(),
+      .y = output(y),
+      .mean = output(mean),
+      .rstd = output(rstd),
   };
   RUN(layer_norm_forward, x, params);
   return {y, mean, rstd};
@@ -74,7 +74,7 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm_backward(const Tensor& dy, const T
     check(t->is_contiguous(), kOp, ": ", name, " must be contiguous");
   }
   const Tensor dy_dense = dense(dy), x_dense = dense(x), weight_dense = dense(weight);
-  const int64_t chunks = layer_norm_backward_chunks(p.rows, x.is_cuda());
+  const int64_t chunks = layer_norm_backward_chunks(p.rows, runs_cuda(x));
   Tensor partial = empty(x, {2, chunks, p.C}, statistics);
   Tensor dx = torch::stable::empty_like(x_dense), dweight = torch::stable::empty_like(weight_dense);
   Tensor dbias = empty(weight, {has_bias ? p.C : 0}, weight.scalar_type());
@@ -83,15 +83,15 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm_backward(const Tensor& dy, const T
       .C = p.C,
       .dtype = p.dtype,
       .weight_dtype = p.weight_dtype,
-      .dy = dy_dense.const_data_ptr(),
-      .x = x_dense.const_data_ptr(),
-      .weight = weight_dense.const_data_ptr(),
-      .mean = mean.const_data_ptr(),
-      .rstd = rstd.const_data_ptr(),
-      .dx = dx.mutable_data_ptr(),
-      .dweight = dweight.mutable_data_ptr(),
-      .dbias = has_bias ? dbias.mutable_data_ptr() : nullptr,
-      .partial = partial.mutable_data_ptr(),
+      .dy = input(dy_dense),
+      .x = input(x_dense),
+      .weight = input(weight_dense),
+      .mean = input(mean),
+      .rstd = input(rstd),
+      .dx = output(dx),
+      .dweight = output(dweight),
+      .dbias = has_bias ? output(dbias) : nullptr,
+      .partial = output(partial),
       .chunks = chunks,
   };
   RUN(layer_norm_backward, x, params);

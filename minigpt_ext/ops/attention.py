@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..backend import uses_kernels
+from ..backend import implementation, library
 from .devices import check_same_device
 from .philox import attention_keep_mask
 
@@ -47,7 +47,8 @@ def attention(
         raise ValueError(f"attention: dropout_p must be in [0, 1), got {dropout_p}")
     if scale is None:
         scale = 1.0 / math.sqrt(max(1, q.shape[-1] if q.dim() else 1))
-    if not uses_kernels("attention", q.device):
+    kernels = implementation("attention", q.device)
+    if kernels == "torch":
         return _attention_torch(q, k, v, causal, scale, window, dropout_p, seed)
     if dropout_p == 0.0:
         seed = None
@@ -55,7 +56,7 @@ def attention(
         seed = torch.randint(2**63 - 1, (1,), device=q.device)
     elif isinstance(seed, int):
         seed = torch.full((1,), seed, dtype=torch.int64, device=q.device)
-    return AttentionFunction.apply(q, k, v, causal, scale, window or 0, dropout_p, seed)
+    return AttentionFunction.apply(q, k, v, causal, scale, window or 0, dropout_p, seed, kernels)
 
 
 def visible_keys(T: int, S: int, causal: bool, window: int | None, device: torch.device) -> Tensor:
@@ -131,10 +132,22 @@ def _attention_torch(
 
 class AttentionFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q, k, v, causal: bool, scale: float, window: int, dropout_p: float, seed: Tensor | None) -> Tensor:
-        out, lse = torch.ops.minigpt.attention_forward(q, k, v, scale, causal, window, dropout_p, seed)
+    def forward(
+        ctx,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        causal: bool,
+        scale: float,
+        window: int,
+        dropout_p: float,
+        seed: Tensor | None,
+        kernels: str,
+    ) -> Tensor:
+        out, lse = library(kernels).attention_forward(q, k, v, scale, causal, window, dropout_p, seed)
         ctx.save_for_backward(q, k, v, out, lse, seed)
         ctx.arguments = scale, causal, window, dropout_p
+        ctx.kernels = kernels
         return out
 
     @staticmethod
@@ -142,10 +155,10 @@ class AttentionFunction(torch.autograd.Function):
     def backward(ctx, dout: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse, seed = ctx.saved_tensors
         scale, causal, window, dropout_p = ctx.arguments
-        dq, dk, dv = torch.ops.minigpt.attention_backward(
+        dq, dk, dv = library(ctx.kernels).attention_backward(
             dout, q, k, v, out, lse, scale, causal, window, dropout_p, seed
         )
-        return dq, dk, dv, None, None, None, None, None
+        return dq, dk, dv, None, None, None, None, None, None
 
 
 @torch.library.register_fake("minigpt::attention_forward")

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..backend import uses_kernels
+from ..backend import implementation, library
 from .devices import check_same_device
 from .kv_append import token_places
 
@@ -39,12 +39,13 @@ def decode_attention(
         raise RuntimeError("decode_attention: q requires a gradient, and there is none; call it under torch.no_grad()")
     if scale is None:
         scale = 1.0 / math.sqrt(max(1, q.shape[-1] if q.dim() else 1))
-    if uses_kernels("decode_attention", q.device):
-        return torch.ops.minigpt.decode_attention(
-            q, k_cache, v_cache, block_table, seq_lens, query_start, scale, window or 0
+    kernels = implementation("decode_attention", q.device)
+    if kernels == "torch":
+        return decode_attention_reference(
+            q, k_cache, v_cache, block_table, seq_lens, query_start=query_start, scale=scale, window=window
         )
-    return decode_attention_reference(
-        q, k_cache, v_cache, block_table, seq_lens, query_start=query_start, scale=scale, window=window
+    return library(kernels).decode_attention(
+        q, k_cache, v_cache, block_table, seq_lens, query_start, scale, window or 0
     )
 
 

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..backend import uses_kernels
+from ..backend import implementation, library
 from .devices import check_same_device
 
 
@@ -20,9 +20,10 @@ def gelu(x: Tensor, approximate: str = "none") -> Tensor:
     """
     if approximate not in ("none", "tanh"):
         raise ValueError(f"gelu: approximate must be 'none' or 'tanh', got {approximate!r}")
-    if not uses_kernels("gelu", x.device):
+    kernels = implementation("gelu", x.device)
+    if kernels == "torch":
         return torch.nn.functional.gelu(x, approximate=approximate)
-    return GeluFunction.apply(x, approximate == "tanh")
+    return GeluFunction.apply(x, approximate == "tanh", kernels)
 
 
 def gelu_reference(x: Tensor, approximate: str = "none") -> Tensor:
@@ -34,16 +35,16 @@ def gelu_reference(x: Tensor, approximate: str = "none") -> Tensor:
 
 class GeluFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, tanh: bool) -> Tensor:
+    def forward(ctx, x: Tensor, tanh: bool, kernels: str) -> Tensor:
         ctx.save_for_backward(x)
-        ctx.tanh = tanh
-        return torch.ops.minigpt.gelu_forward(x, tanh)
+        ctx.tanh, ctx.kernels = tanh, kernels
+        return library(kernels).gelu_forward(x, tanh)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, dy: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx, dy: Tensor) -> tuple[Tensor, None, None]:
         (x,) = ctx.saved_tensors
-        return torch.ops.minigpt.gelu_backward(dy, x, ctx.tanh), None
+        return library(ctx.kernels).gelu_backward(dy, x, ctx.tanh), None, None
 
 
 @torch.library.register_fake("minigpt::gelu_forward")

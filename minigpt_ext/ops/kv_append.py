@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..backend import uses_kernels
+from ..backend import implementation, library
 from .devices import check_same_device
 
 
@@ -34,10 +34,11 @@ def kv_append(
         raise RuntimeError(
             "kv_append: k or v requires a gradient, and a cache keeps none; call it under torch.no_grad()"
         )
-    if uses_kernels("kv_append", k_cache.device):
-        torch.ops.minigpt.kv_append(k_cache, v_cache, k, v, block_table, seq_lens, query_start)
-    else:
+    kernels = implementation("kv_append", k_cache.device)
+    if kernels == "torch":
         kv_append_reference(k_cache, v_cache, k, v, block_table, seq_lens, query_start=query_start)
+    else:
+        library(kernels).kv_append(k_cache, v_cache, k, v, block_table, seq_lens, query_start)
 
 
 def token_places(

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..backend import uses_kernels
+from ..backend import implementation, library
 from .devices import check_same_device
 
 
@@ -16,14 +16,15 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float
     is taken in a second pass around the mean. Differentiable once in x, weight and bias.
     Raises RuntimeError naming the argument for a wrong shape, dtype or device.
     """
-    if not uses_kernels("layer_norm", x.device):
+    kernels = implementation("layer_norm", x.device)
+    if kernels == "torch":
         if weight.dtype != x.dtype:  # torch wants one dtype
             wide = torch.nn.functional.layer_norm(
                 x.to(weight.dtype), weight.shape, weight, None if bias is None else bias.to(weight.dtype), eps
             )
             return wide.to(x.dtype)
         return torch.nn.functional.layer_norm(x, weight.shape, weight, bias, eps)
-    return LayerNormFunction.apply(x, weight, bias, eps)
+    return LayerNormFunction.apply(x, weight, bias, eps, kernels)
 
 
 def layer_norm_reference(x: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
@@ -35,17 +36,18 @@ def layer_norm_reference(x: Tensor, weight: Tensor, bias: Tensor | None = None, 
 
 class LayerNormFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
-        y, mean, rstd = torch.ops.minigpt.layer_norm_forward(x, weight, bias, eps)
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, kernels: str) -> Tensor:
+        y, mean, rstd = library(kernels).layer_norm_forward(x, weight, bias, eps)
         ctx.save_for_backward(x, weight, mean, rstd)
         ctx.has_bias = bias is not None
+        ctx.kernels = kernels
         return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
-        dx, dweight, dbias = torch.ops.minigpt.layer_norm_backward(dy, *ctx.saved_tensors, ctx.has_bias)
-        return dx, dweight, dbias if ctx.has_bias else None, None
+        dx, dweight, dbias = library(ctx.kernels).layer_norm_backward(dy, *ctx.saved_tensors, ctx.has_bias)
+        return dx, dweight, dbias if ctx.has_bias else None, None, None
 
 
 def _statistics_dtype(x: Tensor) -> torch.dtype:

@@ -1,0 +1,73 @@
+#include "faults.h"
+
+#include <unistd.h>
+
+#include <cstdint>
+#include <cstdio>
+
+#if defined(__linux__)
+#include <ucontext.h>
+#endif
+
+#include "emulator.h"
+#include "memory.h"
+
+namespace minigpt::emulator {
+namespace {
+
+alignas(64) char handler_stack[64 * 1024];
+alignas(64) char failing_stack[256 * 1024];  // the thread's own may be what ran out
+const void* fault_address = nullptr;
+
+[[noreturn]] void fail_at_fault() {
+  const char* const address = static_cast<const char*>(fault_address);
+  const char* const stack = self->fiber.stack;
+  if (address < stack && address >= stack - 64 * 1024)
+    fail("stack overflow: a CUDA thread has " + std::to_string(kStackBytes / 1024) + " KiB for its arrays");
+  fail("invalid memory access: " + memory::describe(address));
+}
+
+// The kernel cannot go on where it stopped, and a signal handler cannot switch fibers: so the handler returns into
+// fail_at_fault, on a stack of its own.
+void on_fault(int signal, siginfo_t* info, void* context) {
+#if defined(__linux__) && (defined(__x86_64__) || defined(__aarch64__))
+  if (self) {
+    fault_address = info->si_addr;
+    auto* const machine = static_cast<ucontext_t*>(context);
+    char* const top = failing_stack + sizeof failing_stack - 64;
+#if defined(__x86_64__)
+    machine->uc_mcontext.gregs[REG_RSP] = reinterpret_cast<greg_t>(top) - 8;  // as after a call
+    machine->uc_mcontext.gregs[REG_RIP] = reinterpret_cast<greg_t>(&fail_at_fault);
+#else
+    machine->uc_mcontext.sp = reinterpret_cast<uintptr_t>(top);
+    machine->uc_mcontext.pc = reinterpret_cast<uintptr_t>(&fail_at_fault);
+#endif
+    return;
+  }
+#endif
+  (void)info, (void)context;
+  ::signal(signal, SIG_DFL);  // not ours: it happens again, without us
+}
+
+}  // namespace
+
+FaultHandler::FaultHandler() {
+  stack_t stack{};
+  stack.ss_sp = handler_stack;
+  stack.ss_size = sizeof handler_stack;
+  sigaltstack(&stack, &before_stack_);
+  struct sigaction action{};
+  action.sa_sigaction = on_fault;
+  action.sa_flags = SA_SIGINFO | SA_ONSTACK;
+  sigemptyset(&action.sa_mask);
+  sigaction(SIGSEGV, &action, &before_segv_);
+  sigaction(SIGBUS, &action, &before_bus_);
+}
+
+FaultHandler::~FaultHandler() {
+  sigaction(SIGSEGV, &before_segv_, nullptr);
+  sigaction(SIGBUS, &before_bus_, nullptr);
+  sigaltstack(&before_stack_, nullptr);
+}
+
+}  // namespace minigpt::emulator

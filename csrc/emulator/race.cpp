@@ -1,0 +1,262 @@
+// The checker of the checking build: every access of every thread is seen, and compared with those before it.
+//
+// Order is told by vector clocks. A thread's own clock counts its meetings; clock(t, u) is the last moment of u that is
+// ordered before what t does now. Where the whole block meets, all that was done before is `settled`, and nobody's past needs
+// to be kept apart. Clocks only grow, from block to block too, so that what is known of a byte never needs clearing.
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <stdexcept>
+#include <unordered_map>
+
+#include "memory.h"
+#include "observer.h"
+#include "places.h"
+
+#ifndef MAP_NORESERVE
+#define MAP_NORESERVE 0
+#endif
+
+namespace minigpt::emulator {
+
+// What is known of one byte of shared memory.
+struct SharedByte {
+  uint32_t written, read;  // when: the last writer's clock, the highest of the readers'
+  uint16_t writer, reader;
+  bool atomic, copying;  // how it was written: by an atomic, by a copy that has not been waited for
+  const void *write_code, *read_code;
+};
+
+struct BlockShadow {
+  uint32_t begun = 0;    // clocks up to this one are of earlier blocks
+  uint32_t settled = 0;  // everything up to this one is ordered before everything now
+  uint32_t latest = 0;
+  std::vector<uint32_t> own;                  // by thread
+  std::vector<std::vector<uint32_t>> others;  // others[t][u], where higher than settled
+  SharedByte* bytes = nullptr;                // of shared memory
+  uint32_t* reads = nullptr;                  // [thread][byte]: when each thread last read it
+
+  uint32_t clock(int t, int u) const { return std::max(settled, others[t][u]); }
+};
+
+namespace observer {
+namespace {
+
+struct GlobalByte {
+  uint32_t epoch = 0, clock = 0;  // of the last write
+  uint32_t read_epoch = 0, read_clock = 0;
+  int64_t block = 0, read_block = 0;
+  uint16_t thread = 0, reader = 0;
+  bool atomic = false;
+  const void *code = nullptr, *read_code = nullptr;
+};
+
+std::unordered_map<const Block*, BlockShadow> shadows;
+std::vector<const Block*> running;
+std::unordered_map<const char*, std::vector<GlobalByte>> written_buffers;  // by where they begin
+uint32_t epoch = 1;  // launches, and meetings of a whole grid, are ordered
+
+template <class T>
+T* untouched(size_t count) {
+  void* memory =
+      mmap(nullptr, count * sizeof(T), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) throw std::runtime_error("CUDA emulator: no memory for the race checker");
+  return static_cast<T*>(memory);
+}
+
+void settle(BlockShadow& shadow) {
+  shadow.settled = shadow.latest++;
+  std::fill(shadow.own.begin(), shadow.own.end(), shadow.latest);
+}
+
+std::string who(int thread, const void* code) { return "thread " + std::to_string(thread) + " at " + place_of(code); }
+
+[[noreturn]] void report(const std::string& what, const std::string& first, const void* code) {
+  fail(what + ": " + first + " and " + who(self->number, code) + ", with nothing between them that orders the two",
+       where_is(code));
+}
+
+// ---- shared memory ------------------------------------------------------------------------------------------------
+
+std::string in_shared(const SharedVariable& v, size_t byte) {
+  return "byte " + std::to_string(byte) + (v.key ? " of a shared variable of " : " of the ") + std::to_string(v.bytes) +
+         (v.key ? " bytes" : " bytes of dynamic shared memory");
+}
+
+const SharedVariable& variable_at(const Access& a) {
+  const SharedMemory& shared = self->block->shared;
+  const char* const p = static_cast<const char*>(a.address);
+  const SharedVariable* nearest = &shared.variables.front();
+  for (const SharedVariable& v : shared.variables) {
+    if (p >= v.memory && p + a.bytes <= v.memory + v.bytes) return v;
+    if (v.memory <= p && v.memory > nearest->memory) nearest = &v;
+  }
+  fail(std::string("out of bounds: ") + (a.write ? "write of " : "read of ") + std::to_string(a.bytes) +
+           " bytes of shared memory at " + in_shared(*nearest, size_t(p - nearest->memory)) + ", at " +
+           place_of(a.code),
+       where_is(a.code));
+}
+
+void check_shared(const Access& a) {
+  const SharedVariable& variable = variable_at(a);
+  BlockShadow& shadow = shadows.at(self->block);
+  const int me = self->number;
+  const size_t first = size_t(static_cast<const char*>(a.address) - self->block->shared.memory);
+  const auto named = [&](size_t i) {
+    return in_shared(variable, size_t(self->block->shared.memory + i - variable.memory));
+  };
+  uint32_t* const my_reads = shadow.reads + size_t(me) * SharedMemory::kCapacity;
+  for (size_t i = first; i < first + a.bytes; ++i) {
+    SharedByte& byte = shadow.bytes[i];
+    const bool both_atomic = a.atomic && byte.atomic;
+    if (byte.written > shadow.settled && byte.writer != me && !both_atomic &&
+        byte.written > shadow.clock(me, byte.writer))
+      report(std::string("race on shared memory (") + (a.write ? "write after write" : "read after write") + "), " +
+                 named(i),
+             who(byte.writer, byte.write_code), a.code);
+    if (!a.write || a.atomic) {
+      if (byte.written <= shadow.begun)
+        fail("read of uninitialised shared memory, " + named(i) + ", at " + place_of(a.code), where_is(a.code));
+      if (byte.copying)
+        fail("read of shared memory that an asynchronous copy (" + who(byte.writer, byte.write_code) +
+                 ") is still writing, " + named(i) + ", at " + place_of(a.code),
+             where_is(a.code));
+    }
+    if (a.write) {
+      if (byte.read > shadow.settled)
+        for (int u = 0; u < int(shadow.own.size()); ++u)
+          if (u != me && shadow.reads[size_t(u) * SharedMemory::kCapacity + i] > shadow.clock(me, u))
+            report("race on shared memory (write after read), " + named(i), who(u, byte.read_code), a.code);
+      byte.written = shadow.own[me];
+      byte.writer = uint16_t(me);
+      byte.atomic = a.atomic;
+      byte.copying = a.asynchronous;
+      byte.write_code = a.code;
+    } else {
+      my_reads[i] = shadow.own[me];
+      byte.read = std::max(byte.read, shadow.own[me]);
+      byte.reader = uint16_t(me);
+      byte.read_code = a.code;
+    }
+  }
+}
+
+// ---- device memory ------------------------------------------------------------------------------------------------
+
+void check_global(const Access& a) {
+  const char* const p = static_cast<const char*>(a.address);
+  const memory::Buffer* const buffer = memory::nearest(p);
+  const std::string what = std::string(a.write ? "write of " : "read of ") + std::to_string(a.bytes) + " bytes";
+  if (!buffer || p + a.bytes > buffer->end)
+    fail("out of bounds: " + what + ", " + memory::describe(p) + ", at " + place_of(a.code), where_is(a.code));
+  if (!buffer->writable) {
+    if (a.write) fail(what + " to an input, at " + place_of(a.code), where_is(a.code));
+    return;
+  }
+  const BlockShadow& shadow = shadows.at(self->block);
+  const int me = self->number;
+  const int64_t block = self->block->number;
+  std::vector<GlobalByte>& bytes = written_buffers[buffer->begin];
+  if (bytes.size() != size_t(buffer->end - buffer->begin)) bytes.assign(size_t(buffer->end - buffer->begin), {});
+  const auto unordered = [&](uint32_t in_epoch, int64_t in_block, int thread, uint32_t clock) {
+    return in_epoch == epoch && (in_block != block || (thread != me && clock > shadow.clock(me, thread)));
+  };
+  const auto told = [](int64_t in_block, int thread, const void* code) {
+    return "block " + std::to_string(in_block) + ", " + who(thread, code);
+  };
+  for (const char* q = p; q < p + a.bytes; ++q) {
+    GlobalByte& byte = bytes[size_t(q - buffer->begin)];
+    if (!(a.atomic && byte.atomic) && unordered(byte.epoch, byte.block, byte.thread, byte.clock))
+      report(std::string("race on global memory (") + (a.write ? "write after write" : "read after write") +
+                 "), byte " + std::to_string(q - buffer->begin) + " of a tensor",
+             told(byte.block, byte.thread, byte.code), a.code);
+    if (a.write && !a.atomic && unordered(byte.read_epoch, byte.read_block, byte.reader, byte.read_clock))
+      report("race on global memory (write after read), byte " + std::to_string(q - buffer->begin) + " of a tensor",
+             told(byte.read_block, byte.reader, byte.read_code), a.code);
+    if (a.write) {
+      byte.epoch = epoch;
+      byte.clock = shadow.own[me];
+      byte.block = block;
+      byte.thread = uint16_t(me);
+      byte.atomic = a.atomic;
+      byte.code = a.code;
+    } else {
+      byte.read_epoch = epoch;
+      byte.read_clock = shadow.own[me];
+      byte.read_block = block;
+      byte.reader = uint16_t(me);
+      byte.read_code = a.code;
+    }
+  }
+}
+
+}  // namespace
+
+// ---- what the scheduler tells -------------------------------------------------------------------------------------
+
+void launch_begins() {
+  ++epoch;
+  written_buffers.clear();
+}
+
+void block_begins(const Block& block) {
+  const size_t threads = size_t(block_dim.x) * block_dim.y * block_dim.z;
+  BlockShadow& shadow = shadows[&block];
+  if (!shadow.bytes) {
+    shadow.bytes = untouched<SharedByte>(SharedMemory::kCapacity);
+    shadow.reads = untouched<uint32_t>(SharedMemory::kCapacity * 1024);
+  }
+  shadow.begun = shadow.latest;
+  shadow.own.resize(threads);
+  shadow.others.assign(threads, std::vector<uint32_t>(threads, 0));
+  settle(shadow);
+  running.push_back(&block);
+}
+
+void block_ends(const Block& block) { running.erase(std::find(running.begin(), running.end(), &block)); }
+
+void met(const std::vector<Thread*>& threads, const Clock& others, bool whole_block) {
+  if (threads.empty()) return;
+  BlockShadow& shadow = shadows.at(threads.front()->block);
+  if (whole_block) return settle(shadow);
+  Clock all = others;
+  all.resize(shadow.own.size(), 0);
+  for (const Thread* t : threads) {
+    const std::vector<uint32_t>& known = shadow.others[t->number];
+    for (size_t u = 0; u < all.size(); ++u) all[u] = std::max(all[u], known[u]);
+    all[t->number] = std::max(all[t->number], shadow.own[t->number]);
+  }
+  for (const Thread* t : threads) {
+    shadow.others[t->number] = all;
+    shadow.latest = std::max(shadow.latest, ++shadow.own[t->number]);
+  }
+}
+
+void grid_met() {
+  for (const Block* block : running) settle(shadows.at(block));
+  ++epoch;
+}
+
+void release(Clock& clock) {
+  BlockShadow& shadow = shadows.at(self->block);
+  const int me = self->number;
+  clock.resize(shadow.own.size(), 0);
+  for (size_t u = 0; u < clock.size(); ++u) clock[u] = std::max(clock[u], shadow.clock(me, int(u)));
+  clock[me] = std::max(clock[me], shadow.own[me]);
+  shadow.latest = std::max(shadow.latest, ++shadow.own[me]);
+}
+
+void acquire(const Clock& clock) {
+  std::vector<uint32_t>& known = shadows.at(self->block).others[self->number];
+  for (size_t u = 0; u < clock.size() && u < known.size(); ++u) known[u] = std::max(known[u], clock[u]);
+}
+
+void accessed(const Access& a) {
+  if (!self || self->fiber.owns(a.address)) return;
+  const char *const p = static_cast<const char*>(a.address), *const shared = self->block->shared.memory;
+  if (p >= shared && p < shared + SharedMemory::kCapacity) return check_shared(a);
+  if (memory::is_device(p)) check_global(a);
+}
+
+}  // namespace observer
+}  // namespace minigpt::emulator

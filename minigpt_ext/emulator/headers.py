@@ -1,0 +1,63 @@
+"""CUDA's headers, which the emulator compiles kernels with: of a toolkit, or of pip's packages."""
+
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+
+PACKAGES = ("nvidia-cuda-runtime", "nvidia-cuda-crt", "nvidia-cuda-cccl")
+NEEDED = ("cuda_runtime.h", "cuda_bf16.h", "crt/host_defines.h", "nv/target")
+
+
+def toolkit_folders() -> list[Path]:
+    homes = [Path(os.environ[name]) for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    if nvcc := shutil.which("nvcc"):  # it may be a wrapper or a link: its own plan tells where the toolkit is
+        plan = subprocess.run([nvcc, "--dryrun", "x.cu"], capture_output=True, text=True).stderr
+        if top := re.search(r"^#\$ (?:_TOP_|TOP)=(.*)$", plan, re.MULTILINE):
+            homes.append(Path(top[1].strip()))
+    homes.append(Path("/usr/local/cuda"))
+    # Since CUDA 13 `nv/target` lies with the rest of CCCL in a folder of its own.
+    return [home / "include" / part for home in homes for part in ("", "cccl")]
+
+
+def package_folders() -> list[Path]:
+    folders = []
+    for package in PACKAGES:
+        try:
+            files = importlib.metadata.files(package) or []
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        for file in files:
+            for header in NEEDED:
+                if file.as_posix().endswith(f"include/{header}") or file.as_posix().endswith(f"include/cccl/{header}"):
+                    folders.append(Path(str(file.locate())[: -len(header)]))
+    return folders
+
+
+@cache
+def cuda_include_folders() -> tuple[Path, ...]:
+    """The folders to search for CUDA's headers, a toolkit's before the packages'. Raises BuildError where there are none.
+
+    MINIGPT_CUDA_HEADERS=toolkit or =packages leaves the other out.
+    """
+    from .build import BuildError
+
+    choice = os.environ.get("MINIGPT_CUDA_HEADERS", "any")
+    if choice not in ("any", "toolkit", "packages"):
+        raise BuildError(f"MINIGPT_CUDA_HEADERS must be any, toolkit or packages, got {choice!r}")
+    for kind, folders in (("toolkit", toolkit_folders), ("packages", package_folders)):
+        if choice not in ("any", kind):
+            continue
+        candidates = list(dict.fromkeys(folders()))
+        found = {next((f for f in candidates if (f / header).is_file()), None) for header in NEEDED}
+        if None not in found:
+            return tuple(sorted(found))
+    raise BuildError(
+        "the CUDA emulator needs CUDA's headers, and found "
+        + {"any": "neither a toolkit nor", "toolkit": "no toolkit; there may be", "packages": "not"}[choice]
+        + " the header packages. Install those (a few MB, no GPU needed): pip install 'minigpt-ext[emulator]', or "
+        f"pip install {' '.join(PACKAGES)}"
+    )

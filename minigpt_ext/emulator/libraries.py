@@ -1,0 +1,206 @@
+"""The emulator's libraries, compiled and loaded on demand, and their errors as exceptions."""
+
+import contextlib
+import ctypes
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .build import CSRC, build_library
+
+_lock = threading.RLock()  # one launch at a time
+
+
+class EmulatorError(RuntimeError):
+    """What a GPU would have done wrong, or silently differently: a race, a deadlock, an access out of bounds ...
+
+    kernel: its name. block, thread: (x, y, z). file, line: where in the kernel's source; line 0 where it is not known.
+    seed: of the order in which the threads ran; `mg.backend("emulated", seed=...)` repeats it.
+    """
+
+    def __init__(self, message: str, kernel: str, block: tuple, thread: tuple, file: str, line: int, seed: int):
+        super().__init__(message)
+        self.kernel, self.block, self.thread = kernel, block, thread
+        self.file, self.line, self.seed = file, line, seed
+
+
+@dataclass
+class Statistics:
+    """What the emulator has done in this process. seconds: of wall time inside calls of ops."""
+
+    calls: int = 0
+    seconds: float = 0.0
+    launches: int = 0
+    blocks: int = 0
+    switches: int = 0
+    meetings: int = 0
+
+
+_spent = {False: Statistics(), True: Statistics()}
+
+
+class Library:
+    """A loaded shared library of kernels with the emulator in it."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.c = ctypes.CDLL(str(path))
+        self.c.minigpt_emulator_seed.argtypes = [ctypes.c_uint64]
+        self.c.minigpt_emulator_failure.restype = ctypes.c_void_p
+        for name in ("minigpt_emulator_call", "minigpt_emulator_copy_in"):
+            getattr(self.c, name).restype = ctypes.c_char_p
+
+    def failure(self, message: str, seed: int) -> EmulatorError:
+        numbers = (ctypes.c_int * 7)()
+        address = self.c.minigpt_emulator_failure(numbers)
+        texts = []
+        for _ in range(3):
+            texts.append(ctypes.string_at(address))
+            address += len(texts[-1]) + 1
+        _, kernel, file = (text.decode(errors="replace") for text in texts)
+        line, *places = numbers
+        return EmulatorError(message, kernel, tuple(places[:3]), tuple(places[3:]), file, line, seed)
+
+    def statistics(self) -> list[int]:
+        four = (ctypes.c_int64 * 4)()
+        self.c.minigpt_emulator_statistics(four)
+        return list(four)
+
+    def call(self, launcher: str, *arguments: Tensor | int, seed: int = 0) -> None:
+        """Calls `extern "C" void launcher(...)`, whose parameters are pointers and integers (int64_t), up to 12.
+
+        A tensor (on the CPU, of any strides) is handed over as a pointer to its place in device memory, and changed where
+        the kernel writes to it. Raises EmulatorError; TypeError for another kind of argument; AttributeError where there is
+        no such launcher.
+        """
+        function = getattr(self.c, launcher)
+        if len(arguments) > 12:
+            raise TypeError(f"{launcher}: at most 12 arguments, got {len(arguments)}")
+        for i, argument in enumerate(arguments):
+            if isinstance(argument, Tensor) and argument.device.type != "cpu":
+                raise TypeError(f"{launcher}: argument {i} is on {argument.device}; the emulator takes CPU tensors")
+            if not isinstance(argument, Tensor | int):
+                raise TypeError(f"{launcher}: argument {i} must be a tensor or an int, got {type(argument).__name__}")
+        with _lock:
+            self.c.minigpt_emulator_seed(seed)
+            values = [self._on_device(a) if isinstance(a, Tensor) else a for a in arguments]
+            values += [0] * (12 - len(values))
+            error = self.c.minigpt_emulator_call(ctypes.cast(function, ctypes.c_void_p), (ctypes.c_int64 * 12)(*values))
+            if error:
+                raise self.failure(error.decode(errors="replace"), seed)
+
+    def _on_device(self, t: Tensor) -> int:
+        place = ctypes.c_void_p()
+        shape = ctypes.c_int64 * t.dim()
+        error = self.c.minigpt_emulator_copy_in(
+            ctypes.c_void_p(t.data_ptr()),
+            t.dim(),
+            shape(*t.shape),
+            shape(*t.stride()),
+            t.element_size(),
+            1,
+            ctypes.byref(place),
+        )
+        if error:
+            raise RuntimeError(error.decode(errors="replace"))
+        return place.value or 0
+
+
+class Ops:
+    """The ops of csrc/ops.h on the emulated CUDA kernels, by name."""
+
+    def __init__(self, checked: bool):
+        self.checked = checked
+        self.seed = 0
+        namespace = "minigpt_emulated_checked" if checked else "minigpt_emulated"
+        torch_folder = Path(torch.__file__).parent
+        flags = [
+            f"-DMINIGPT_EMULATOR_NAMESPACE={namespace}",
+            "-DTORCH_TARGET_VERSION=0x020b000000000000",
+            f"-I{torch_folder / 'include'}",
+            f"-I{torch_folder / 'include/torch/csrc/api/include'}",
+        ]
+        sources = [CSRC / "emulator" / "library.cpp"]
+        sources += sorted(CSRC.glob("*/*_op.cpp")) + sorted(CSRC.glob("*/*_cuda.cu"))
+        link = [f"-L{torch_folder / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
+        self.library = Library(
+            build_library("race checker" if checked else "emulator", sources, flags, link, checked=checked)
+        )
+        self.namespace = getattr(torch.ops, namespace)
+
+    def __getattr__(self, name: str) -> Callable:
+        op = getattr(self.namespace, name)
+
+        def call(*arguments):
+            with _lock:
+                self.library.c.minigpt_emulator_seed(self.seed)
+                began = time.perf_counter()
+                try:
+                    return op(*arguments)
+                except RuntimeError as error:
+                    if str(error).startswith("CUDA emulator: "):
+                        raise self.library.failure(str(error), self.seed) from None
+                    raise
+                finally:
+                    spent = _spent[self.checked]
+                    spent.calls += 1
+                    spent.seconds += time.perf_counter() - began
+
+        return call
+
+
+_ops: dict[bool, Ops] = {}
+
+
+def ops(*, checked: bool = False, seed: int = 0) -> Ops:
+    """The ops on emulated CUDA kernels, compiled and loaded where they are not yet. Raises BuildError."""
+    with _lock:
+        if checked not in _ops:
+            _ops[checked] = Ops(checked)
+        _ops[checked].seed = seed
+        return _ops[checked]
+
+
+def statistics(*, checked: bool = False) -> Statistics:
+    """What the plain or the checking build has done so far in this process."""
+    spent = _spent[checked]
+    if checked in _ops:
+        spent.launches, spent.blocks, spent.switches, spent.meetings = _ops[checked].library.statistics()
+    return spent
+
+
+def compile(*sources: str | Path, check: str = "none") -> Library:
+    """Compiles .cu files of your own with the emulator. They may include csrc's headers ("common/device.cuh" ...).
+
+    check: "race" for the checking build. Launchers are `extern "C"` functions with default visibility; see Library.call.
+    Raises BuildError with the compiler's message, FileNotFoundError, ValueError.
+    """
+    if check not in ("none", "race"):
+        raise ValueError(f"compile: check must be 'none' or 'race', got {check!r}")
+    files = [Path(source).resolve() for source in sources]
+    for file in files:
+        if not file.is_file():
+            raise FileNotFoundError(f"compile: there is no file {file}")
+    path = build_library(files[0].stem, files, ["-fvisibility=default"], [], checked=check == "race")
+    return Library(path)
+
+
+@contextlib.contextmanager
+def without(file: str, line: int, *libraries: Library) -> Iterator[None]:
+    """Inside the block the barrier, commit, wait or fence at this line of a kernel does nothing.
+
+    file: the end of its path, such as "attention/attention_forward.cuh". To see what a test says without it.
+    """
+    chosen = libraries or tuple(each.library for each in _ops.values())
+    for library in chosen:
+        library.c.minigpt_emulator_remove(file.encode(), line)
+    try:
+        yield
+    finally:
+        for library in chosen:
+            library.c.minigpt_emulator_remove(b"", 0)
