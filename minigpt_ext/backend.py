@@ -74,8 +74,8 @@ def backend(
     """Chooses the implementation for the ops called inside the with block.
 
     name: "kernels", "torch" or "emulated", for every op; keyword arguments name single ops and go before it:
-        `backend("torch", gelu="kernels")`. "emulated" runs the CUDA kernels on CPU tensors; the emulator is compiled when
-        it is first used.
+        `backend("torch", gelu="kernels")`. "emulated" runs the CUDA kernels on CPU tensors; the emulator is compiled
+        when it is first used.
     check: of emulated ops: "race" for the build that sees every access to memory (races, bounds, uninitialised shared
         memory), "none" for the faster one.
     seed: of emulated ops: 0 runs threads in order, any other number in an order drawn from it.
@@ -123,8 +123,8 @@ _usable: dict[torch.device, bool] = {}
 def implementation(op: str, device: torch.device) -> str:
     """What a call of `op` on `device` uses: "kernels", "torch", "emulated", or "emulated+race".
 
-    Says so once where torch's op must stand in for the kernels. Raises ValueError where an environment variable is wrong,
-    or where emulation is asked for of a tensor that is not the CPU's.
+    Says so once where torch's op must stand in for the kernels. Raises ValueError where an environment variable is
+    wrong, or where emulation is asked for of a tensor that is not the CPU's.
     """
     if environment_error:
         raise environment_error

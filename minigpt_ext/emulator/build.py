@@ -1,7 +1,8 @@
 """Compiles CUDA sources for the emulator, by the C++ compiler alone, into a cache.
 
-An object is kept under the hash of all that it is made of (its source, the project's headers it includes, the compiler, the
-flags), so that after an edit only what it touches is compiled again, and nothing stale is ever used.
+An object is kept under the hash of all that it is made of (its source, the project's headers it includes, the versions
+of the compiler, of CUDA's headers and of torch, the flags), so that after an edit only what it touches is compiled
+again, and nothing stale is ever used.
 """
 
 import contextlib
@@ -17,7 +18,9 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
-from .headers import cuda_include_folders
+import torch
+
+from .headers import cuda_include_folders, cuda_version
 
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
 KEPT_FOR_DAYS = 30
@@ -110,7 +113,14 @@ def build_library(name: str, sources: list[Path], flags: list[str], link: list[s
         instrumented = checked and source.suffix == ".cu"
         options = [*common, *(["-fsanitize=thread"] if instrumented else [])]
         files = sorted({source.resolve(), *included_files(source)})
-        key = digest(version, command, options, *(f"{file}\0{file.read_text()}" for file in files))
+        key = digest(
+            version,
+            command,
+            cuda_version(),
+            torch.__version__,
+            options,
+            *(f"{file}\0{file.read_text()}" for file in files),
+        )
         jobs.append((source, options, folder / "objects" / f"{source.stem}-{key}.o"))
     library = folder / f"{name}-{digest(link, *(object for *_, object in jobs))}.so"
     if library.exists():

@@ -39,7 +39,7 @@ def package_folders() -> list[Path]:
 
 @cache
 def cuda_include_folders() -> tuple[Path, ...]:
-    """The folders to search for CUDA's headers, a toolkit's before the packages'. Raises BuildError where there are none.
+    """The folders to search for CUDA's headers: a toolkit's, or the packages'. Raises BuildError where there are none.
 
     MINIGPT_CUDA_HEADERS=toolkit or =packages leaves the other out.
     """
@@ -55,9 +55,17 @@ def cuda_include_folders() -> tuple[Path, ...]:
         found = {next((f for f in candidates if (f / header).is_file()), None) for header in NEEDED}
         if None not in found:
             return tuple(sorted(found))
+    looked_for = {"any": "neither a CUDA toolkit nor pip's header packages", "toolkit": "no CUDA toolkit"}
     raise BuildError(
-        "the CUDA emulator needs CUDA's headers, and found "
-        + {"any": "neither a toolkit nor", "toolkit": "no toolkit; there may be", "packages": "not"}[choice]
-        + " the header packages. Install those (a few MB, no GPU needed): pip install 'minigpt-ext[emulator]', or "
-        f"pip install {' '.join(PACKAGES)}"
+        f"the CUDA emulator needs CUDA's headers, and there are {looked_for.get(choice, 'no header packages')}. The "
+        f"packages are a few MB and need no GPU: pip install {' '.join(PACKAGES)}"
     )
+
+
+def cuda_version() -> str:
+    """Of those headers, as CUDA writes it: 13000 is 13.0."""
+    for folder in cuda_include_folders():
+        header = folder / "cuda_runtime_api.h"
+        if header.is_file():
+            return re.search(r"#define\s+CUDART_VERSION\s+(\d+)", header.read_text(errors="replace"))[1]
+    return "unknown"

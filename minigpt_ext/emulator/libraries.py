@@ -74,9 +74,9 @@ class Library:
     def call(self, launcher: str, *arguments: Tensor | int, seed: int = 0) -> None:
         """Calls `extern "C" void launcher(...)`, whose parameters are pointers and integers (int64_t), up to 12.
 
-        A tensor (on the CPU, of any strides) is handed over as a pointer to its place in device memory, and changed where
-        the kernel writes to it. Raises EmulatorError; TypeError for another kind of argument; AttributeError where there is
-        no such launcher.
+        A tensor (on the CPU, of any strides) is handed over as a pointer to its place in device memory, and changed
+        where the kernel writes to it. Raises EmulatorError; TypeError for another kind of argument; AttributeError
+        where there is no such launcher.
         """
         function = getattr(self.c, launcher)
         if len(arguments) > 12:
@@ -177,7 +177,7 @@ def statistics(*, checked: bool = False) -> Statistics:
 def compile(*sources: str | Path, check: str = "none") -> Library:
     """Compiles .cu files of your own with the emulator. They may include csrc's headers ("common/device.cuh" ...).
 
-    check: "race" for the checking build. Launchers are `extern "C"` functions with default visibility; see Library.call.
+    check: "race" for the checking build. Launchers are `extern "C"` functions; see Library.call.
     Raises BuildError with the compiler's message, FileNotFoundError, ValueError.
     """
     if check not in ("none", "race"):
