@@ -20,11 +20,9 @@ alignas(64) char failing_stack[256 * 1024];  // the thread's own may be what ran
 const void* fault_address = nullptr;
 
 [[noreturn]] void fail_at_fault() {
-  const char* const address = static_cast<const char*>(fault_address);
-  const char* const stack = self->fiber.stack;
-  if (address < stack && address >= stack - 64 * 1024)
+  if (self->fiber.overflowed_at(fault_address))
     fail("stack overflow: a CUDA thread has " + std::to_string(kStackBytes / 1024) + " KiB for its arrays");
-  fail("invalid memory access: " + memory::describe(address));
+  fail("invalid memory access: " + memory::describe(fault_address));
 }
 
 // The kernel cannot go on where it stopped, and a signal handler cannot switch fibers: so the handler returns into

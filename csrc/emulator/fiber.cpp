@@ -1,7 +1,6 @@
 #include "fiber.h"
 
 #include <sys/mman.h>
-#include <unistd.h>
 
 #include <cstdlib>
 #include <cstring>
@@ -14,21 +13,18 @@
 namespace minigpt::emulator {
 namespace {
 
-size_t page_bytes() { return static_cast<size_t>(sysconf(_SC_PAGESIZE)); }
-
 char* new_stack() {
-  const size_t guard = page_bytes();
-  void* memory =
-      mmap(nullptr, guard + kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* memory = mmap(nullptr, kStackGuardBytes + kStackBytes, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) throw std::runtime_error("CUDA emulator: no memory for the stack of another CUDA thread");
-  mprotect(memory, guard, PROT_NONE);
-  return static_cast<char*>(memory) + guard;
+  mprotect(memory, kStackGuardBytes, PROT_NONE);
+  return static_cast<char*>(memory) + kStackGuardBytes;
 }
 
 }  // namespace
 
 Fiber::~Fiber() {
-  if (stack) munmap(stack - page_bytes(), page_bytes() + kStackBytes);
+  if (stack) munmap(stack - kStackGuardBytes, kStackGuardBytes + kStackBytes);
 }
 
 // The switch itself: the registers that a function must preserve go onto the stack, the stack pointers change places.

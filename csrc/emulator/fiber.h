@@ -13,6 +13,8 @@ namespace minigpt::emulator {
 
 // Room for the arrays that a GPU keeps in registers: the largest kernels (double, D = 256) take over 100 KiB.
 constexpr size_t kStackBytes = 256 * 1024;
+// Below it nothing may be touched: more than one array too many can jump over.
+constexpr size_t kStackGuardBytes = 1024 * 1024;
 
 struct Fiber {
   Fiber() = default;
@@ -23,12 +25,17 @@ struct Fiber {
   // The next switch to this fiber calls `entry`, which must never return.
   void prepare(void (*entry)());
 
+  bool overflowed_at(const void* address) const {
+    const char* p = static_cast<const char*>(address);
+    return stack && p < stack && p >= stack - kStackGuardBytes;
+  }
+
   bool owns(const void* address) const {
     const char* p = static_cast<const char*>(address);
     return stack && p >= stack && p < stack + kStackBytes;
   }
 
-  char* stack = nullptr;  // below it lies a page that nothing may touch; the fiber of the caller has no stack here
+  char* stack = nullptr;  // null for the fiber of the caller, who has a stack already
 #if EMULATOR_OWN_SWITCH
   void* stack_pointer = nullptr;
 #else
