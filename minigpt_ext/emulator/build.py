@@ -100,9 +100,10 @@ def build_library(name: str, sources: list[Path], flags: list[str], link: list[s
             "the repository: pip install -e ."
         )
     command, version = compiler()
-    common = [*FLAGS, *WARNINGS, *(f"-I{folder}" for folder in cuda_include_folders()), f"-I{CSRC}", *flags]
+    extra = os.environ.get("MINIGPT_EMULATOR_FLAGS", "").split()  # such as -O0, for a debugger
+    common = [*FLAGS, *WARNINGS, *extra, *(f"-I{folder}" for folder in cuda_include_folders()), f"-I{CSRC}", *flags]
     own = sorted((CSRC / "emulator").glob("*.cpp"))
-    left_out = set() if checked else {"race.cpp", "tsan.cpp"}
+    left_out = set() if checked else {"counters.cpp", "race.cpp", "tsan.cpp"}
     own = [source for source in own if source.name not in {"library.cpp", *left_out}]
     if checked:
         common.append("-DMINIGPT_EMULATOR_CHECKED")
