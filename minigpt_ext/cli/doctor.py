@@ -14,14 +14,27 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from minigpt_ext.backend import OPS, environment_error, uses_kernels, why_no_kernels
+from minigpt_ext.backend import OPS, environment_error, implementation, why_no_kernels
+from minigpt_ext.emulator import BuildError, build, headers
 
 GIB = 2**30
 HOW_TO_BUILD = "build it: `pip install -e .` in the checkout"
 HOW_TO_GET_CUDA = (
     "with a CUDA build of torch and the CUDA toolkit (nvcc, 12.0 or later), `pip install -e .` in the checkout again"
 )
-VARIABLES = ("MINIGPT_BACKEND", "MINIGPT_SIMD", "MINIGPT_DATA", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+VARIABLES = (
+    "MINIGPT_BACKEND",
+    "MINIGPT_EMULATOR_CHECK",
+    "MINIGPT_EMULATOR_SEED",
+    "MINIGPT_EMULATOR_FLAGS",
+    "MINIGPT_CHECK",
+    "MINIGPT_CACHE",
+    "MINIGPT_SIMD",
+    "MINIGPT_DATA",
+    "OMP_NUM_THREADS",
+    "CUDA_VISIBLE_DEVICES",
+    "CXX",
+)
 
 
 def doctor(
@@ -51,6 +64,7 @@ def examine() -> dict[str, Any]:
         "extension": extension,
         "cpu": {"name": cpu_name(), "cores": usable_cores(), "threads": torch.get_num_threads(), "simd": None},
         "devices": examine_devices(usable),
+        "emulator": examine_emulator(),
         "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
         "problems": [],
     }
@@ -84,6 +98,19 @@ def examine_extension() -> dict[str, Any]:
     }
 
 
+def examine_emulator() -> dict[str, Any]:
+    """What the CUDA emulator would be built with; `missing` says what it lacks, None where nothing."""
+    try:
+        build.find_sources()
+        command, version = build.compiler()
+        found = {"compiler": version.splitlines()[0] if version else " ".join(command)}
+        folders = [str(folder) for folder in headers.cuda_include_folders()]
+        found |= {"cuda_headers": folders, "cuda_version": headers.cuda_version(), "cache": str(build.cache_folder())}
+        return found | {"missing": None}
+    except BuildError as error:
+        return {"missing": str(error)}
+
+
 def examine_devices(usable: bool) -> list[dict[str, Any]]:
     """The CPU, each GPU, and Apple's; `no_kernels` says why ours cannot run there, None where they can."""
     devices = [{"device": "cpu", "name": cpu_name()}]
@@ -111,11 +138,18 @@ def examine_op(op: str, devices: list[dict[str, Any]], usable: bool) -> dict[str
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # where torch must stand in, `no_kernels` says why
         chosen = {
-            each["device"]: "kernels" if uses_kernels(op, torch.device(each["device"])) else "torch"
+            each["device"]: used_on(op, torch.device(each["device"]))
             for each in devices
             if usable and environment_error is None
         }
     return {"schemas": sorted(own), "kernels": kernels, "backend": chosen}
+
+
+def used_on(op: str, device: torch.device) -> str:
+    try:
+        return implementation(op, device)
+    except ValueError:  # emulation was asked for, which takes CPU tensors alone
+        return "none"
 
 
 def as_text(facts: dict[str, Any]) -> str:
@@ -155,9 +189,22 @@ def as_text(facts: dict[str, Any]) -> str:
     lines += ["", "Devices", *(field(f"  {each['device']}", device_text(each, facts)) for each in facts["devices"])]
     if len(facts["devices"]) == 1:
         lines.append(field("  no GPU", "torch sees none"))
+    emulator = facts["emulator"]
+    lines += ["", "CUDA emulator, built when MINIGPT_BACKEND=emulated first asks for it"]
+    if emulator["missing"]:
+        lines.append(field("  cannot be built", emulator["missing"]))
+    else:
+        lines += [
+            field("  compiler", emulator["compiler"]),
+            field("  CUDA's headers", ", ".join(emulator["cuda_headers"])),
+            field("  kept in", emulator["cache"]),
+        ]
     lines += ["", *ops_table(facts["ops"])]
     if "MINIGPT_BACKEND" not in facts["environment"]:
-        lines += ["MINIGPT_BACKEND=torch runs every op on torch's own, MINIGPT_BACKEND=gelu=torch only that one."]
+        lines += [
+            "MINIGPT_BACKEND=torch runs every op on torch's own, MINIGPT_BACKEND=gelu=torch only that one;",
+            "MINIGPT_BACKEND=emulated runs the CUDA kernels on CPU tensors, slowly.",
+        ]
     if facts["environment"]:
         lines += ["", "Environment", *(field(f"  {name}", value) for name, value in facts["environment"].items())]
     return "\n".join(lines)

@@ -9,6 +9,7 @@ csrc/emulator/README.md shows how to step through a CUDA thread in a debugger, a
 """
 
 from .build import BuildError
+from .counters import counted
 from .libraries import EmulatorError, Statistics, compile, ops, statistics, without
 
-__all__ = ["BuildError", "EmulatorError", "Statistics", "compile", "ops", "statistics", "without"]
+__all__ = ["BuildError", "EmulatorError", "Statistics", "compile", "counted", "ops", "statistics", "without"]

@@ -39,6 +39,15 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minigpt_ext" / "emulator"
 
 
+def find_sources() -> None:
+    """Raises BuildError where the package was installed without its C++ and CUDA sources."""
+    if not (CSRC / "emulator" / "emulator.h").is_file():
+        raise BuildError(
+            "the CUDA emulator is built from the sources of a checkout, and this installation has none. In a clone of "
+            "the repository: pip install -e ."
+        )
+
+
 @cache
 def compiler() -> tuple[list[str], str]:
     """The command of the C++ compiler (CXX, else c++, g++ or clang++), and what it says of its version."""
@@ -94,11 +103,7 @@ def build_library(name: str, sources: list[Path], flags: list[str], link: list[s
     checked: the checking build. Its kernels are instrumented as for ThreadSanitizer; the emulator itself never is.
     Raises BuildError.
     """
-    if not (CSRC / "emulator" / "emulator.h").is_file():
-        raise BuildError(
-            "the CUDA emulator is built from the sources of a checkout, and this installation has none. In a clone of "
-            "the repository: pip install -e ."
-        )
+    find_sources()
     command, version = compiler()
     extra = os.environ.get("MINIGPT_EMULATOR_FLAGS", "").split()  # such as -O0, for a debugger
     common = [*FLAGS, *WARNINGS, *extra, *(f"-I{folder}" for folder in cuda_include_folders()), f"-I{CSRC}", *flags]

@@ -17,7 +17,7 @@ def toolkit_folders() -> list[Path]:
     if nvcc := shutil.which("nvcc"):  # it may be a wrapper or a link: its own plan tells where the toolkit is
         plan = subprocess.run([nvcc, "--dryrun", "x.cu"], capture_output=True, text=True).stderr
         if top := re.search(r"^#\$ (?:_TOP_|TOP)=(.*)$", plan, re.MULTILINE):
-            homes.append(Path(top[1].strip()))
+            homes.append(Path(top[1].strip()).resolve())
     homes.append(Path("/usr/local/cuda"))
     # Since CUDA 13 `nv/target` lies with the rest of CCCL in a folder of its own.
     return [home / "include" / part for home in homes for part in ("", "cccl")]

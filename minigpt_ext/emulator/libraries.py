@@ -136,6 +136,7 @@ class Ops:
     def __getattr__(self, name: str) -> Callable:
         op = getattr(self.namespace, name)
 
+        @torch.compiler.disable(reason="the emulator runs outside of compiled graphs")
         def call(*arguments):
             with _lock:
                 self.library.c.minigpt_emulator_seed(self.seed)
@@ -157,6 +158,7 @@ class Ops:
 _ops: dict[bool, Ops] = {}
 
 
+@torch.compiler.disable(reason="the emulator runs outside of compiled graphs")
 def ops(*, checked: bool = False, seed: int = 0) -> Ops:
     """The ops on emulated CUDA kernels, compiled and loaded where they are not yet. Raises BuildError."""
     with _lock:

@@ -52,6 +52,20 @@ def test_the_backend_chosen_now_is_told() -> None:
     assert chosen == {op: "torch" if op == "gelu" else "kernels" for op in OPS}
 
 
+def test_what_the_emulator_would_be_built_with(monkeypatch) -> None:
+    monkeypatch.setenv("MINIGPT_CACHE", "/some/folder")
+    told = run().stdout
+    assert "CUDA emulator" in told and "/some/folder/emulator" in told
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    mg.emulator.build.compiler.cache_clear()
+    try:
+        result = run("--json")
+    finally:
+        mg.emulator.build.compiler.cache_clear()
+    assert result.exit_code == 0
+    assert "no C++ compiler (CXX=no-such-compiler)" in json.loads(result.stdout)["emulator"]["missing"]
+
+
 def test_a_gpu_that_is_too_old_is_told_so(monkeypatch) -> None:
     properties = SimpleNamespace(name="Tesla T4", major=7, minor=5, total_memory=16 * 2**30)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
