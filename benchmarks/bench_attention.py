@@ -35,7 +35,7 @@ def make_case(
         return attention_reference(q, k, v, dropout_p=dropout_p, seed=SEED)
 
     # Two products of T x S x D a head forward, five backward; causal: T (T + 1) / 2 of the T x S pairs.
-    flops = (14 if backward else 4) * B * H * D * T * (T + 1) / 2
+    flops_of_a_product = 2 * B * H * D * T * (T + 1) / 2
     return report.Case(
         shape=f"B{B} H{H} T{T} D{D} fwd{'+bwd' if backward else ''}{f' dropout {dropout_p:g}' if dropout_p else ''}",
         inputs=inputs,
@@ -44,7 +44,8 @@ def make_case(
         reference=formula,
         yardstick=formula if dropout_p else None,  # torch drops others than we do
         bound="gemm",
-        work=flops,
+        work=(7 if backward else 2) * flops_of_a_product,
+        forward_work=2 * flops_of_a_product if backward else None,
         goal=options.goal(goal) if goal else None,
     )
 

@@ -18,7 +18,7 @@ def make_case(options: report.Options, rows: int, columns: int, approximate: str
 
     formula = "erf" if approximate == "none" else "tanh"
     # Forward reads x and writes y; backward reads dy and x and writes dx.
-    tensors = 5 if backward else 2
+    nbytes = rows * columns * options.dtype.itemsize
     return report.Case(
         shape=f"{formula} {rows}x{columns} forward{'+backward' if backward else ''}",
         inputs=inputs,
@@ -26,7 +26,8 @@ def make_case(options: report.Options, rows: int, columns: int, approximate: str
         torch=lambda x: torch_gelu(x, approximate=approximate),
         reference=lambda x: gelu_reference(x, approximate),
         bound="copy",
-        work=tensors * rows * columns * options.dtype.itemsize,
+        work=(5 if backward else 2) * nbytes,
+        forward_work=2 * nbytes if backward else None,
         goal=options.goal(GOALS[approximate]) if backward else None,
     )
 

@@ -41,6 +41,21 @@ def generate(model: mg.GPT, ids: Tensor, new_tokens: int, backend: str) -> tuple
         return first - began, (perf_counter() - first) / new_tokens
 
 
+def prefill_flops(model: mg.GPT, prompt: int) -> float:
+    """Of a prompt, batch 1: 2 a weight and token, and causal attention's 4 L C T / 2 a token; the head for the last."""
+    config = model.config
+    head, positions = model.wte.weight.numel(), model.wpe.weight.numel()
+    weights = model.num_parameters() - head - positions
+    return prompt * (2 * weights + 2 * config.n_layer * config.n_embd * prompt) + 2 * head
+
+
+def decode_bytes(model: mg.GPT, cached_tokens: float) -> float:
+    """Of a token, batch 1: every weight is read once (wpe: one row), and the keys and values of the tokens so far."""
+    config = model.config
+    weights = model.num_parameters() - model.wpe.weight.numel()
+    return (weights + 2 * config.n_layer * config.n_embd * cached_tokens) * model.wte.weight.itemsize
+
+
 def measure(session: report.Session, preset: str, prompt: int, new_tokens: int, rounds: int) -> None:
     options = session.options
     model = mg.GPT(mg.GPTConfig.preset(preset), seed=1).to(options.device, options.dtype).eval()
@@ -60,13 +75,7 @@ def measure(session: report.Session, preset: str, prompt: int, new_tokens: int, 
         {name: Times.of([sample[part] for sample in taken]) for name, taken in samples.items()} for part in (0, 1)
     )
 
-    # Prefill: 2 a weight and token, and causal attention's 4 L C T / 2 a token; the head for the last token alone.
-    head, positions = model.wte.weight.numel(), model.wpe.weight.numel()
-    weights = model.num_parameters() - head - positions
-    flops = prompt * (2 * weights + 2 * config.n_layer * config.n_embd * prompt) + 2 * head
-    # Decode reads every weight once (wpe: one row), and the keys and values so far.
-    cached = 2 * config.n_layer * config.n_embd * (prompt + new_tokens / 2)
-    moved = (weights + head + cached) * options.dtype.itemsize
+    flops, moved = prefill_flops(model, prompt), decode_bytes(model, prompt + new_tokens / 2)
     is_goal = preset == "gpt2" and options.device.type == "cpu" and options.dtype == torch.bfloat16
     for name, times, tokens, ceiling, work in (
         (f"{preset} prefill {prompt}", prefill, prompt, "gemm", flops),

@@ -17,7 +17,7 @@ def make_case(options: report.Options, rows: int, C: int, backward: bool, goal: 
         return [*(t.requires_grad_() for t in tensors), dy] if backward else tensors
 
     # Forward reads x and writes y; backward reads dy and x and writes dx. The rest is a few numbers a row or column.
-    tensors = 5 if backward else 2
+    nbytes = rows * C * options.dtype.itemsize
     return report.Case(
         shape=f"{rows}x{C} forward{'+backward' if backward else ''}",
         inputs=inputs,
@@ -25,7 +25,8 @@ def make_case(options: report.Options, rows: int, C: int, backward: bool, goal: 
         torch=lambda x, weight, bias: torch_layer_norm(x, weight.shape, weight, bias),
         reference=layer_norm_reference,
         bound="copy",
-        work=tensors * rows * C * options.dtype.itemsize,
+        work=(5 if backward else 2) * nbytes,
+        forward_work=2 * nbytes if backward else None,
         goal=options.goal(goal) if goal else None,
     )
 

@@ -103,6 +103,16 @@ def stepper(
     return step
 
 
+def step_flops(model: nn.Module, tokens: int) -> float:
+    """Of a step of mg.GPT over `tokens` tokens in windows of block_size.
+
+    A token: 6 a weight of a product (forward 2, backward 4), and causal attention's 12 L C T / 2; wpe is only added.
+    """
+    config = model.config
+    weights = model.num_parameters() - model.wpe.weight.numel()
+    return tokens * (6 * weights + 6 * config.n_layer * config.n_embd * config.block_size)
+
+
 def measure(session: report.Session, preset: str, batch: int, dropout: float, seconds: float) -> None:
     options = session.options
     config = mg.GPTConfig.preset(preset, dropout=dropout)
@@ -124,9 +134,6 @@ def measure(session: report.Session, preset: str, batch: int, dropout: float, se
     for step in runs.values():
         step()
     times = timing.interleave(runs, seconds, at_least=3, at_most=50)
-    # A token: 6 a weight of a product (forward 2, backward 4), and causal attention's 12 L C T / 2; wpe is only added.
-    weights = model.num_parameters() - model.wpe.weight.numel()
-    flops = ids.numel() * (6 * weights + 6 * config.n_layer * config.n_embd * config.block_size)
     has_goal = options.device.type == "cpu" and not options.quick
     goal = GOALS.get(options.dtype, {}).get((preset, dropout)) if has_goal else None
     row = report.Row(
@@ -135,7 +142,7 @@ def measure(session: report.Session, preset: str, batch: int, dropout: float, se
         work=ids.numel(),
         work_unit="tokens/s",
         ceiling="gemm",
-        share=flops / times["ours"].median / session.ceilings["gemm"],
+        share=step_flops(model, ids.numel()) / times["ours"].median / session.ceilings["gemm"],
         goals={"plain": goal} if goal else {},
         errors=errors,
     )

@@ -57,6 +57,7 @@ class Case:
     reference: Callable[..., Any]
     bound: str  # the ceiling that it is held against: "read", "copy" or "gemm"
     work: float  # bytes for "read" and "copy", floating-point operations for "gemm"
+    forward_work: float | None = None  # of the forward alone, in a case of forward and backward
     goal: float | None = None  # least ratio torch/ours
     share_goal: float | None = None  # least share of the ceiling
     yardstick: Callable[..., Any] | None = (
@@ -157,11 +158,7 @@ class Session:
             functions["compile"] = torch.compile(case.torch, dynamic=False)
         runs = {name: with_gradients(function) for name, function in functions.items()}
         errors = check(f"{benchmark} {case.shape}", case, inputs, runs)
-        sets = [inputs]
-        if case.bound != "gemm" and not options.warm:
-            cold = machine.rotation_bytes(options.device, options.quick)
-            size = sum(t.nbytes for t in inputs[: case.tensors_read])
-            sets += [[copy_of(t) for t in inputs] for _ in range(min(cold // max(size, 1), 1000))]
+        sets = input_sets(case, inputs, options)
         times = timing.compare(runs, sets, options.device, self.seconds, at_least=3 if options.quick else 7)
         rate = case.work / times["ours"].median
         return Row(
@@ -175,6 +172,15 @@ class Session:
             share_goal=case.share_goal,
             errors=errors,
         )
+
+
+def input_sets(case: Case, inputs: Sequence[Tensor], options: Options) -> list[Sequence[Tensor]]:
+    """The inputs, and as many copies of them as it takes for each to be cold when its turn comes."""
+    if case.bound == "gemm" or options.warm:
+        return [inputs]
+    cold = machine.rotation_bytes(options.device, options.quick)
+    size = sum(t.nbytes for t in inputs[: case.tensors_read])
+    return [inputs, *([copy_of(t) for t in inputs] for _ in range(min(cold // max(size, 1), 1000)))]
 
 
 def with_gradients(function: Callable[..., Any]) -> Callable[..., Any]:

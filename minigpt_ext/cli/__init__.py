@@ -21,9 +21,10 @@ app.callback()(lambda: None)  # else an app of one command would not take its na
 if extension_error is None:
     from .bench import bench
     from .generate import generate
+    from .profile import profile
     from .train import train
 
-    for command in (train, generate, bench):
+    for command in (train, generate, bench, profile):
         app.command(command.__name__)(command)
 app.command("doctor")(doctor)
 

@@ -59,11 +59,7 @@ def bench(
     names = list(dict.fromkeys(names or BENCHMARKS))
     if unknown := [name for name in names if name not in BENCHMARKS]:
         raise UserError(f"there is no benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
-    if not (FOLDER / "report.py").is_file():
-        raise UserError(
-            "the benchmarks are not installed with the package: they run from a checkout. In a clone of the "
-            "repository: `pip install -e .`, then `minigpt bench`"
-        )
+    find_benchmarks()
     if json is not None and not json.resolve().parent.is_dir():
         raise UserError(f"--json {json}: there is no folder {json.resolve().parent}")
     if device is Device.cuda:
@@ -73,7 +69,6 @@ def bench(
             raise UserError(f"--device cuda: {reason}")
     if threads is not None:
         torch.set_num_threads(threads)
-    sys.path.insert(0, str(FOLDER))
     report = importlib.import_module("report")
     place = torch.device("cuda", 0) if device is Device.cuda else torch.device("cpu")
     options = report.Options(quick=quick, compile=compile, warm=warm, device=place, dtype=getattr(torch, dtype.value))
@@ -84,3 +79,13 @@ def bench(
         raise typer.Exit(1) from error
     except OSError as error:
         raise UserError(f"--json {json}: {error.strerror}") from error
+
+
+def find_benchmarks() -> None:
+    """Make the modules in benchmarks/ importable. Raises UserError where there is no checkout."""
+    if not (FOLDER / "report.py").is_file():
+        raise UserError(
+            "the benchmarks are not installed with the package: they run from a checkout. In a clone of the "
+            "repository: `pip install -e .`, then `minigpt bench`"
+        )
+    sys.path.insert(0, str(FOLDER))

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from minigpt_ext.profiling.ranges import part
+
 from .sampling import check_sampling, sample
 
 if TYPE_CHECKING:
@@ -85,9 +87,10 @@ def _steps(
             if cache.length + unread > capacity:
                 cache.reset()
                 unread = max(capacity // 2, 1)
-            hidden = model.trunk(recent[:, -unread:], cache)
-            new = sample(model.head(hidden[:, -1]), temperature, top_k, generator)
-            recent = torch.cat([recent, new[:, None]], dim=1)[:, -capacity:]
+            with part("token" if cache.length else "prefill"):
+                hidden = model.trunk(recent[:, -unread:], cache)
+                new = sample(model.head(hidden[:, -1]), temperature, top_k, generator)
+                recent = torch.cat([recent, new[:, None]], dim=1)[:, -capacity:]
             unread = 1
             yield new
     finally:

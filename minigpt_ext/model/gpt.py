@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from minigpt_ext.generation.generate import generate
+from minigpt_ext.profiling.ranges import part
 
 from .config import GPTConfig
 from .kv_cache import KVCache
@@ -89,9 +90,10 @@ class GPT(nn.Module):
         logits = self.head(self.trunk(ids, cache))
         if targets is None:
             return logits, None
-        scores = logits.flatten(0, 1)
-        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-        return logits, F.cross_entropy(scores, targets.flatten().long(), ignore_index=-1)
+        with part("loss"):
+            scores = logits.flatten(0, 1)
+            scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+            return logits, F.cross_entropy(scores, targets.flatten().long(), ignore_index=-1)
 
     def trunk(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """All but the head: ids (B, T) -> hidden states (B, T, C), after the last LayerNorm. See :meth:`forward`."""
@@ -105,16 +107,20 @@ class GPT(nn.Module):
             self._check_cache(cache, ids)
             start = cache.length
             cache.begin(n_tokens)
-        x = self.drop(self.wte(ids) + self.wpe.weight[start : start + n_tokens])
+        with part("embedding"):
+            x = self.drop(self.wte(ids) + self.wpe.weight[start : start + n_tokens])
         for block in self.h:
-            x = block(x, cache)
+            with part(block.name):
+                x = block(x, cache)
         if cache is not None:
             cache.advance(n_tokens)
-        return self.ln_f(x)
+        with part("ln_f"):
+            return self.ln_f(x)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) of hidden states (..., C), by the token embedding's own weights."""
-        return F.linear(hidden, self.wte.weight)
+        with part("head"):
+            return F.linear(hidden, self.wte.weight)
 
     def generate(
         self,

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from minigpt_ext import ops
+from minigpt_ext.profiling.ranges import part
 
 from .config import GPTConfig
 from .kv_cache import KVCache
@@ -74,11 +75,14 @@ class Block(nn.Module):
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
+        self.name = f"block {layer}"  # in profiles
         self.ln_1 = LayerNorm(config)
         self.attn = Attention(config, layer)
         self.ln_2 = LayerNorm(config)
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
-        x = x + self.attn(self.ln_1(x), cache)
-        return x + self.mlp(self.ln_2(x))
+        with part("attention"):
+            x = x + self.attn(self.ln_1(x), cache)
+        with part("mlp"):
+            return x + self.mlp(self.ln_2(x))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from minigpt_ext.data.batches import EvaluationWindows, random_windows
 from minigpt_ext.model import GPT
+from minigpt_ext.profiling.ranges import part
 from minigpt_ext.training.checkpoint import CheckpointError, load_checkpoint, load_facts, save_checkpoint
 from minigpt_ext.training.dataset import Dataset
 from minigpt_ext.training.evaluation import evaluate
@@ -74,6 +75,7 @@ class Trainer:
         self.counters = Counters()
         self.metrics_length = 0
         self.saved_step = -1
+        self.started = perf_counter()
 
     def run(self) -> None:
         """Train to the last step, or until patience ends. The best model is then in the run directory.
@@ -113,17 +115,21 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
 
-        ids, targets = random_windows(self.dataset.train, recipe.batch_size, recipe.block_size, self.batch_generator)
-        with self.autocast():
-            _, loss = self.model(ids.to(self.device), targets.to(self.device))
-        loss.backward()
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.grad_clip or math.inf)
-        train_loss, grad_norm = loss.item(), grad_norm.item()
-        step = self.counters.step + 1
-        if not (math.isfinite(train_loss) and math.isfinite(grad_norm)):
-            raise TrainingDiverged(f"step {step}: the loss is {train_loss}, the norm of its gradient {grad_norm}")
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        with part("data"):
+            batch = random_windows(self.dataset.train, recipe.batch_size, recipe.block_size, self.batch_generator)
+            ids, targets = (tensor.to(self.device) for tensor in batch)
+        with part("forward"), self.autocast():
+            _, loss = self.model(ids, targets)
+        with part("backward"):
+            loss.backward()
+        with part("optimizer"):
+            grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.grad_clip or math.inf)
+            train_loss, grad_norm = loss.item(), grad_norm.item()
+            step = self.counters.step + 1
+            if not (math.isfinite(train_loss) and math.isfinite(grad_norm)):
+                raise TrainingDiverged(f"step {step}: the loss is {train_loss}, the norm of its gradient {grad_norm}")
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
 
         seconds = perf_counter() - started
         self.counters.step = step
