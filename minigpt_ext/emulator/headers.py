@@ -37,18 +37,15 @@ def package_folders() -> list[Path]:
     return folders
 
 
-@cache
-def cuda_include_folders() -> tuple[Path, ...]:
-    """The folders to search for CUDA's headers: a toolkit's, or the packages'. Raises BuildError where there are none.
+def folders_of(choice: str) -> tuple[Path, ...]:
+    """The folders to search for CUDA's headers. choice: "toolkit", "packages", or "any" for the first there is.
 
-    MINIGPT_CUDA_HEADERS=toolkit or =packages leaves the other out.
+    Raises BuildError where there are none.
     """
     from .build import BuildError
 
-    choice = os.environ.get("MINIGPT_CUDA_HEADERS", "any")
-    if choice not in ("any", "toolkit", "packages"):
-        raise BuildError(f"MINIGPT_CUDA_HEADERS must be any, toolkit or packages, got {choice!r}")
-    for kind, folders in (("toolkit", toolkit_folders), ("packages", package_folders)):
+    kinds = {"toolkit": toolkit_folders, "packages": package_folders}
+    for kind, folders in kinds.items():
         if choice not in ("any", kind):
             continue
         candidates = list(dict.fromkeys(folders()))
@@ -60,6 +57,17 @@ def cuda_include_folders() -> tuple[Path, ...]:
         f"the CUDA emulator needs CUDA's headers, and there are {looked_for.get(choice, 'no header packages')}. The "
         f"packages are a few MB and need no GPU: pip install {' '.join(PACKAGES)}"
     )
+
+
+@cache
+def cuda_include_folders() -> tuple[Path, ...]:
+    """Those that MINIGPT_CUDA_HEADERS chooses ("toolkit", "packages"; "any" unless set). Raises BuildError."""
+    from .build import BuildError
+
+    choice = os.environ.get("MINIGPT_CUDA_HEADERS", "any")
+    if choice not in ("any", "toolkit", "packages"):
+        raise BuildError(f"MINIGPT_CUDA_HEADERS must be any, toolkit or packages, got {choice!r}")
+    return folders_of(choice)
 
 
 def cuda_version() -> str:
