@@ -34,7 +34,9 @@ def rotation_bytes(device: torch.device, quick: bool) -> int:
 
 
 def commit() -> str:
-    """The commit of the checkout, with "+changes" where files differ from it."""
+    """The commit of the checkout, with "+changes" where files differ from it; MINIGPT_COMMIT where that is set."""
+    if told := os.environ.get("MINIGPT_COMMIT"):
+        return told
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         name = subprocess.run(
