@@ -42,6 +42,7 @@ def test_no_room_without_a_schema():
         "csrc/{0}/{0}_cuda.cu",
         "minigpt_ext/ops/{0}.py",
         "tests/ops/test_{0}.py",
+        "tests/emulator/test_{0}.py",
         "benchmarks/bench_{0}.py",
     ],
 )

@@ -31,7 +31,8 @@ def decode_attention(
     scale: 1 / sqrt(D) by default. window: with w, of those the last w alone.
     Returns a contiguous tensor of q's shape. A query that sees nothing (seq_lens 0) gives zeros.
     Not differentiable (RuntimeError where q requires a gradient).
-    Raises ValueError or RuntimeError naming the argument; values of tables and lengths are checked on the CPU.
+    Raises ValueError or RuntimeError naming the argument. Values of tables and lengths are checked on the CPU; a GPU's
+    kernel skips what is out of range, unless MINIGPT_CHECK=1 has them checked there too, which waits for the device.
     """
     if window is not None and window < 1:
         raise ValueError(f"decode_attention: window must be at least 1, got {window}")

@@ -26,7 +26,8 @@ def kv_append(
     block_table: (B, max_blocks) int32. seq_lens: (B,) int32, the tokens a sequence has *before* the new ones.
     query_start: (B + 1,) int32, from 0 to the number of new tokens.
     Not differentiable (RuntimeError where k or v requires a gradient). On the CPU every table entry and length in use
-    is checked before anything is written (RuntimeError naming it); a GPU's kernel skips what is out of range.
+    is checked before anything is written (RuntimeError naming it); a GPU's kernel skips what is out of range, unless
+    MINIGPT_CHECK=1 has it checked there too, which waits for the device.
     """
     if k_cache.requires_grad or v_cache.requires_grad:
         raise RuntimeError("kv_append: k_cache and v_cache must not require gradients: they are written in place")
