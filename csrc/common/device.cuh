@@ -61,6 +61,13 @@ DEVICE void store_vec(V* p, const V& v) {
   *p = v;
 }
 
+// 2^x as the hardware approximates it, within 2 units in the last place; results below 2^-126 are 0.
+DEVICE float fast_exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 inline void check_cuda(cudaError_t error, const char* kernel) {
   if (error != cudaSuccess) throw std::runtime_error(std::string(kernel) + ": " + cudaGetErrorString(error));
 }

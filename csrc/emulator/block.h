@@ -40,7 +40,7 @@ class SharedMemory {
   SharedMemory(const SharedMemory&) = delete;
   void reset(size_t dynamic_bytes);  // for a new block: no static variables, all poisoned
   void* variable(const void* key, size_t bytes, size_t alignment);
-  void check_gaps() const;  // fails where something was written beside the variables
+  std::string written_gap() const;  // what was written beside the variables, in words; empty where nothing was
 
   static constexpr size_t kCapacity = 256 * 1024, kGap = 64;
   static constexpr size_t kMost = 227 * 1024;  // what a block of an H100 may have
@@ -48,6 +48,8 @@ class SharedMemory {
   size_t dynamic_bytes = 0, used = 0;
   std::vector<SharedVariable> variables;  // the dynamic piece first, with a null key
 };
+
+struct HopperBlock;  // what TMA, mbarriers and wgmma hold: hopper_block.h
 
 struct Block {
   uint3 index{};
@@ -58,6 +60,10 @@ struct Block {
   std::array<std::vector<WarpMeeting>, 32> meetings;  // by warp
   std::array<int, 32> warp_rank{};                    // a random order of the warps, for one of the schedules
   SharedMemory shared;
+  std::shared_ptr<HopperBlock> hopper;  // null until the block uses one of them
 };
+
+// Fails where a thread that returns has left TMA's or wgmma's work unfinished.
+void check_units_finished(const Thread& thread);
 
 }  // namespace minigpt::emulator

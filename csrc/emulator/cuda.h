@@ -40,8 +40,10 @@ constexpr int warpSize = 32;
 #define EMULATOR_WORK __attribute__((no_sanitize_thread, noinline))
 #define EMULATOR_INLINE \
   __attribute__((always_inline)) inline  // a place in the code then tells the calls that led there
+#define EMULATOR_CALLER __builtin_return_address(0)
 #else
 #define EMULATOR_WORK
+#define EMULATOR_CALLER nullptr
 #define EMULATOR_INLINE inline
 #endif
 

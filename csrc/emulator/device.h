@@ -16,13 +16,18 @@ using same_type = T;
 
 template <class V>
 EMULATOR_WORK V load_vec(const V* p) {
-  emulator::wide_access(p, sizeof(V), alignof(V), false, __builtin_return_address(0));
+  emulator::wide_access(p, sizeof(V), alignof(V), false, EMULATOR_CALLER);
   return *p;
 }
 template <class V>
 EMULATOR_WORK void store_vec(V* p, const std::type_identity_t<V>& v) {
-  emulator::wide_access(p, sizeof(V), alignof(V), true, __builtin_return_address(0));
+  emulator::wide_access(p, sizeof(V), alignof(V), true, EMULATOR_CALLER);
   *p = v;
+}
+
+inline float fast_exp2(float x) {
+  const float y = std::exp2(x);
+  return y < 0x1p-126f ? 0.0f : y;
 }
 
 template <class... Params, class... Args>

@@ -100,10 +100,11 @@ void later(std::function<void()> work);
 // 0xff in every byte: NaN in float, half and bfloat16, -1 in integers.
 inline void poison(void* p, size_t bytes) { std::memset(p, 0xff, bytes); }
 
-// Shared memory of the running block: of a size known to the compiler, one variable a key; and as launched.
-// A load or store of `bytes` at once, which a GPU refuses where the address is not aligned.
+// A load or store of `bytes` at once, which a GPU refuses where the address is not aligned. code: the instruction behind
+// it; null: the caller's.
 void wide_access(const void* p, size_t bytes, size_t alignment, bool write, const void* code);
 
+// Shared memory of the running block: of a size known to the compiler, one variable a key; and as launched.
 void* static_shared(const void* key, size_t bytes, size_t alignment);
 unsigned char* dynamic_shared();
 size_t dynamic_shared_bytes();

@@ -11,18 +11,20 @@
 
 #include "emulator.h"
 #include "memory.h"
+#include "places.h"
 
 namespace minigpt::emulator {
 namespace {
 
 alignas(64) char handler_stack[64 * 1024];
 alignas(64) char failing_stack[256 * 1024];  // the thread's own may be what ran out
-const void* fault_address = nullptr;
+const void *fault_address = nullptr, *fault_code = nullptr;
 
 [[noreturn]] void fail_at_fault() {
+  const Where where = where_is(fault_code);
   if (self->fiber.overflowed_at(fault_address))
-    fail("stack overflow: a CUDA thread has " + std::to_string(kStackBytes / 1024) + " KiB for its arrays");
-  fail("invalid memory access: " + memory::describe(fault_address));
+    fail("stack overflow: a CUDA thread has " + std::to_string(kStackBytes / 1024) + " KiB for its arrays", where);
+  fail("invalid memory access: " + memory::describe(fault_address) + ", at " + place_of(fault_code), where);
 }
 
 // The kernel cannot go on where it stopped, and a signal handler cannot switch fibers: so the handler returns into
@@ -33,10 +35,13 @@ void on_fault(int signal, siginfo_t* info, void* context) {
     fault_address = info->si_addr;
     auto* const machine = static_cast<ucontext_t*>(context);
     char* const top = failing_stack + sizeof failing_stack - 64;
+    // One byte on, as a return address: where_is looks before it.
 #if defined(__x86_64__)
+    fault_code = reinterpret_cast<const char*>(machine->uc_mcontext.gregs[REG_RIP]) + 1;
     machine->uc_mcontext.gregs[REG_RSP] = reinterpret_cast<greg_t>(top) - 8;  // as after a call
     machine->uc_mcontext.gregs[REG_RIP] = reinterpret_cast<greg_t>(&fail_at_fault);
 #else
+    fault_code = reinterpret_cast<const char*>(machine->uc_mcontext.pc) + 1;
     machine->uc_mcontext.sp = reinterpret_cast<uintptr_t>(top);
     machine->uc_mcontext.pc = reinterpret_cast<uintptr_t>(&fail_at_fault);
 #endif

@@ -35,6 +35,7 @@ char* reserve(size_t bytes, int access) {
 }  // namespace
 
 void wide_access(const void* p, size_t bytes, size_t alignment, bool write, const void* code) {
+  if (!code) code = __builtin_return_address(0);
   observer::accessed({p, bytes, write, false, false, code});
   if (reinterpret_cast<uintptr_t>(p) % alignment)
     fail(std::string("misaligned ") + (write ? "store" : "load") + " of " + std::to_string(bytes) +
@@ -74,15 +75,16 @@ void* SharedMemory::variable(const void* key, size_t bytes, size_t alignment) {
   return memory + at;
 }
 
-void SharedMemory::check_gaps() const {
+std::string SharedMemory::written_gap() const {
   for (size_t i = 0; i < variables.size(); ++i) {
     const char* const end = variables[i].memory + variables[i].bytes;
     const char* const next = i + 1 < variables.size() ? variables[i + 1].memory : memory + used;
     if (!is_poison(end, next))
-      fail("something was written behind the end of " +
-           (i ? "a shared variable of " + std::to_string(variables[i].bytes) : std::to_string(dynamic_bytes)) +
-           (i ? " bytes" : " bytes of dynamic shared memory"));
+      return "something was written behind the end of " +
+             (i ? "a shared variable of " + std::to_string(variables[i].bytes) : std::to_string(dynamic_bytes)) +
+             (i ? " bytes" : " bytes of dynamic shared memory");
   }
+  return "";
 }
 
 // ---- device memory ------------------------------------------------------------------------------------------------
@@ -96,9 +98,10 @@ struct Copy {
   Layout layout;
 };
 
-constexpr size_t kReserved = size_t(1) << 36;
+// Tensors lie in the second half: far before one there is nothing either.
+constexpr size_t kReserved = size_t(1) << 36, kFirst = kReserved / 2;
 char* reserved = nullptr;
-size_t used = 0;
+size_t used = kFirst;
 std::vector<Copy> copies;  // by address
 std::vector<Buffer> buffers;
 
@@ -162,7 +165,7 @@ void end_call(bool copy_back) {
   }
   copies.clear();
   buffers.clear();
-  used = 0;
+  used = kFirst;
   if (!written.empty()) fail(written);
 }
 

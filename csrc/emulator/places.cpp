@@ -39,8 +39,8 @@ const std::vector<Where>& chain_of(const void* code) {
 
 bool is_plumbing(Where where) {
   const std::string file = where.file;
-  for (const char* part :
-       {"/emulator/", "/common/device.cuh", "/common/tensor_core.cuh", "/common/hopper.cuh", "/common/vector.cuh"})
+  for (const char* part : {"/emulator/", "/common/device.cuh", "/common/tensor_core.cuh", "/common/hopper.cuh",
+                           "/common/vector.cuh", "/cuda_bf16.hpp", "/cuda_fp16.hpp"})
     if (file.find(part) != std::string::npos && file.find("/tests/") == std::string::npos) return true;
   return where.line == 0;
 }

@@ -9,6 +9,7 @@
 #include <stdexcept>
 #include <unordered_map>
 
+#include "counters.h"
 #include "memory.h"
 #include "observer.h"
 #include "places.h"
@@ -69,7 +70,14 @@ void settle(BlockShadow& shadow) {
   std::fill(shadow.own.begin(), shadow.own.end(), shadow.latest);
 }
 
-std::string who(int thread, const void* code) { return "thread " + std::to_string(thread) + " at " + place_of(code); }
+// Clocks behind those of the threads: of TMA's copies, that write but wait for nobody. Copies that count as different
+// units' are not ordered between themselves.
+constexpr size_t kUnits = 16;
+
+std::string who(int thread, const void* code) {
+  const bool unit = thread >= int(block_dim.x * block_dim.y * block_dim.z);
+  return (unit ? "TMA, started" : "thread " + std::to_string(thread)) + " at " + place_of(code);
+}
 
 [[noreturn]] void report(const std::string& what, const std::string& first, const void* code) {
   fail(what + ": " + first + " and " + who(self->number, code) + ", with nothing between them that orders the two",
@@ -170,7 +178,7 @@ void check_global(const Access& a) {
       report(std::string("race on global memory (") + (a.write ? "write after write" : "read after write") +
                  "), byte " + std::to_string(q - buffer->begin) + " of a tensor",
              told(byte.block, byte.thread, byte.code), a.code);
-    if (a.write && !a.atomic && unordered(byte.read_epoch, byte.read_block, byte.reader, byte.read_clock))
+    if (a.write && unordered(byte.read_epoch, byte.read_block, byte.reader, byte.read_clock))
       report("race on global memory (write after read), byte " + std::to_string(q - buffer->begin) + " of a tensor",
              told(byte.read_block, byte.reader, byte.read_code), a.code);
     if (a.write) {
@@ -204,21 +212,28 @@ void block_begins(const Block& block) {
   BlockShadow& shadow = shadows[&block];
   if (!shadow.bytes) {
     shadow.bytes = untouched<SharedByte>(SharedMemory::kCapacity);
-    shadow.reads = untouched<uint32_t>(SharedMemory::kCapacity * 1024);
+    shadow.reads = untouched<uint32_t>(SharedMemory::kCapacity * (1024 + kUnits));
   }
   shadow.begun = shadow.latest;
-  shadow.own.resize(threads);
-  shadow.others.assign(threads, std::vector<uint32_t>(threads, 0));
+  shadow.own.resize(threads + kUnits);
+  shadow.others.assign(threads + kUnits, std::vector<uint32_t>(threads + kUnits, 0));
   settle(shadow);
   running.push_back(&block);
+  if (counters::counting) counters::block_begins(block);
 }
 
-void block_ends(const Block& block) { running.erase(std::find(running.begin(), running.end(), &block)); }
+void block_ends(const Block& block) {
+  running.erase(std::find(running.begin(), running.end(), &block));
+  if (counters::counting) counters::block_ends(block);
+}
 
 void met(const std::vector<Thread*>& threads, const Clock& others, bool whole_block) {
   if (threads.empty()) return;
   BlockShadow& shadow = shadows.at(threads.front()->block);
-  if (whole_block) return settle(shadow);
+  if (whole_block) {
+    if (counters::counting) counters::met(*threads.front()->block);
+    return settle(shadow);
+  }
   Clock all = others;
   all.resize(shadow.own.size(), 0);
   for (const Thread* t : threads) {
@@ -230,6 +245,14 @@ void met(const std::vector<Thread*>& threads, const Clock& others, bool whole_bl
     shadow.others[t->number] = all;
     shadow.latest = std::max(shadow.latest, ++shadow.own[t->number]);
   }
+}
+
+void converged(const Thread& thread) {
+  if (counters::counting) counters::met(*thread.block, thread.warp);
+}
+
+void multiplied(int64_t flops) {
+  if (counters::counting) counters::multiplied(flops);
 }
 
 void grid_met() {
@@ -251,11 +274,28 @@ void acquire(const Clock& clock) {
   for (size_t u = 0; u < clock.size() && u < known.size(); ++u) known[u] = std::max(known[u], clock[u]);
 }
 
+void landed(const Block& block, const Access& a, int by, Clock& clock) {
+  BlockShadow& shadow = shadows.at(&block);
+  const size_t unit = shadow.own.size() - kUnits + size_t(by) % kUnits;
+  SharedByte* const bytes = shadow.bytes + (static_cast<const char*>(a.address) - block.shared.memory);
+  for (size_t i = 0; i < a.bytes; ++i) {
+    bytes[i].written = shadow.own[unit];
+    bytes[i].writer = uint16_t(unit);
+    bytes[i].atomic = bytes[i].copying = false;
+    bytes[i].write_code = a.code;
+  }
+  clock.resize(shadow.own.size(), 0);
+  clock[unit] = shadow.own[unit];
+  shadow.latest = std::max(shadow.latest, ++shadow.own[unit]);
+}
+
 void accessed(const Access& a) {
   if (!self || self->fiber.owns(a.address)) return;
   const char *const p = static_cast<const char*>(a.address), *const shared = self->block->shared.memory;
-  if (p >= shared && p < shared + SharedMemory::kCapacity) return check_shared(a);
-  if (memory::is_device(p)) check_global(a);
+  const bool in_shared = p >= shared && p < shared + SharedMemory::kCapacity;
+  if (!in_shared && !memory::is_device(p)) return;
+  if (counters::counting) counters::accessed(a, in_shared);
+  in_shared ? check_shared(a) : check_global(a);
 }
 
 }  // namespace observer

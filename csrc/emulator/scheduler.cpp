@@ -1,4 +1,6 @@
-// Which thread runs next, and where threads meet.
+// Which thread runs next, and how a grid is run. Where threads meet stands in meetings.cpp.
+#include "scheduler.h"
+
 #include <algorithm>
 #include <cstdlib>
 #include <deque>
@@ -19,6 +21,9 @@ Settings settings;
 Statistics statistics{};
 Failure last_failure;
 
+std::vector<Block*> running;
+std::vector<Thread*> at_grid_barrier;
+
 namespace {
 
 // In order, or: the newest first, so that one warp runs far ahead; any; or the warps in a fixed random order, the first as
@@ -32,12 +37,10 @@ struct Poller {
 
 Fiber caller;
 std::vector<std::unique_ptr<Block>> pool;  // blocks that have run, kept for their stacks
-std::vector<Block*> running;
 const std::function<void()>* body = nullptr;
 std::deque<Thread*> ready_threads;
 std::vector<Poller> pollers;
 std::deque<std::function<void()>> unfinished;  // asynchronous work
-std::vector<Thread*> at_grid_barrier;
 Schedule schedule = Schedule::in_order;
 uint64_t random_state = 0;
 std::string error;
@@ -53,11 +56,6 @@ std::string text_of(uint3 v) {
   return "(" + std::to_string(v.x) + ", " + std::to_string(v.y) + ", " + std::to_string(v.z) + ")";
 }
 
-void make_ready(Thread* thread) {
-  thread->state = Thread::ready;
-  ready_threads.push_back(thread);
-}
-
 void switch_to(Thread* to) {
   Fiber& from = self ? self->fiber : caller;
   self = to;
@@ -65,9 +63,11 @@ void switch_to(Thread* to) {
   switch_fiber(from, to ? to->fiber : caller);
 }
 
-void finish_oldest_work() {
-  const auto work = std::move(unfinished.front());
-  unfinished.pop_front();
+// The oldest in order; otherwise any: a GPU's copies overtake each other.
+void finish_work() {
+  const auto next = unfinished.begin() + ptrdiff_t(in_order() ? 0 : random_below(unfinished.size()));
+  const auto work = std::move(*next);
+  unfinished.erase(next);
   work();
 }
 
@@ -113,8 +113,8 @@ Thread* take(size_t i) {
 // The thread to run now; null where all have returned, or wait for ever.
 Thread* next_thread() {
   for (;;) {
-    if (schedule != Schedule::in_order && !unfinished.empty() && random_below(64) == 0) {
-      finish_oldest_work();
+    if (!in_order() && !unfinished.empty() && random_below(64) == 0) {
+      finish_work();
       ask_pollers();
     }
     const size_t n = ready_threads.size();
@@ -136,7 +136,7 @@ Thread* next_thread() {
       }
     }
     if (!unfinished.empty()) {
-      finish_oldest_work();
+      finish_work();
       ask_pollers();
       continue;
     }
@@ -146,15 +146,22 @@ Thread* next_thread() {
       if (block->live == 0) continue;
       for (const auto& thread : block->threads) {
         if (thread->state != Thread::waiting) continue;
-        self = thread.get();  // the failure is told as this thread's
         last_failure = {deadlock(), kernel_name, thread->where.file, thread->where.line, block->index, thread->index};
         error = last_failure.what;
-        self = nullptr;
         return nullptr;
       }
     }
     return nullptr;
   }
+}
+
+}  // namespace
+
+bool in_order() { return schedule == Schedule::in_order; }
+
+void make_ready(Thread* thread) {
+  thread->state = Thread::ready;
+  ready_threads.push_back(thread);
 }
 
 void give_way() {
@@ -169,26 +176,18 @@ void wait_here(const char* what, Where where) {
   give_way();
 }
 
-// `last`: the thread whose arrival opens it, if it waits for the others too.
-void open_barrier(Barrier& barrier, Thread* last, bool whole_block) {
-  ++statistics.meetings;
-  const Barrier opened = std::exchange(barrier, {});
-  std::vector<Thread*> together = opened.waiting;
-  if (last) together.push_back(last);
-  observer::met(together, opened.clock, whole_block);
-  for (Thread* thread : opened.waiting) make_ready(thread);
-}
+namespace {
 
 void thread_main() {
   (*body)();
   Thread* const me = self;
   for (const auto& group : me->copy_groups)
     if (!group.empty()) fail("the thread returned without having waited for its cp.async copies");
+  if (!me->open_copies.empty()) fail("the thread returned without having committed its cp.async copies");
+  check_units_finished(*me);
   me->state = Thread::finished;
-  Block& block = *me->block;
-  --block.live;
-  Barrier& barrier = block.barriers[0];
-  if (block.live > 0 && barrier.arrived == block.live) open_barrier(barrier, nullptr, true);
+  --me->block->live;
+  left(*me->block);
   give_way();
   std::abort();  // nobody switches to a thread that has finished
 }
@@ -201,6 +200,7 @@ void start_block(Block& block, uint3 index, int64_t number, size_t dynamic_bytes
   block.barriers.fill({});
   for (auto& meetings : block.meetings) meetings.clear();
   block.shared.reset(dynamic_bytes);
+  block.hopper.reset();
   for (int i = 0; i < 32; ++i) {
     const auto j = random_below(i + 1);
     block.warp_rank[i] = block.warp_rank[j];
@@ -229,7 +229,10 @@ void run_blocks() {
   give_way();
   self = nullptr;
   for (Block* block : running) {
-    if (error.empty()) block->shared.check_gaps();
+    if (error.empty()) {
+      error = block->shared.written_gap();
+      last_failure = {error, kernel_name, "", 0, block->index, {}};
+    }
     observer::block_ends(*block);
     for (auto& thread : block->threads) thread->state = Thread::finished;
   }
@@ -263,82 +266,6 @@ void fail(const std::string& what, Where where) {
   std::abort();  // a launch that failed is not gone on with
 }
 
-void meet_block(int id, int expected, bool wait, const char* what, Where where) {
-  if (removed(where)) return;
-  Block& block = *self->block;
-  if (id < 0 || id > 15) fail(std::string(what) + ": there is no barrier " + std::to_string(id), where);
-  Barrier& barrier = block.barriers[id];
-  if (barrier.arrived > 0) {
-    if (id == 0 && text_of(barrier.where) != text_of(where))
-      fail("__syncthreads reached at two places: " + text_of(barrier.where) + " and " + text_of(where), where);
-    if (barrier.expected != expected)
-      fail(std::string(what) + " (" + text_of(where) + ") for " + std::to_string(expected) + " threads, but " +
-               text_of(barrier.where) + " said " + std::to_string(barrier.expected),
-           where);
-  }
-  barrier.where = where;
-  barrier.expected = expected;
-  if (!wait) observer::release(barrier.clock);
-  if (++barrier.arrived == (expected ? expected : block.live)) {
-    open_barrier(barrier, wait ? self : nullptr, expected == 0);
-    if (!wait && schedule == Schedule::in_order) return;
-    make_ready(self);
-    give_way();
-  } else if (wait) {
-    barrier.waiting.push_back(self);
-    wait_here(what, where);
-  }
-}
-
-void meet_grid(Where where) {
-  if (removed(where)) return;
-  size_t live = 0;
-  for (const Block* block : running) live += size_t(block->live);
-  at_grid_barrier.push_back(self);
-  if (at_grid_barrier.size() < live) return wait_here("grid barrier", where);
-  ++statistics.meetings;
-  observer::grid_met();
-  for (Thread* thread : std::exchange(at_grid_barrier, {})) make_ready(thread);
-  give_way();
-}
-
-void meet_warp(unsigned mask, const char* what, WarpFunction run, void* frame, bool orders_memory, Where where) {
-  Thread& me = *self;
-  if (!(mask >> me.lane & 1))
-    fail(std::string(what) + " (" + text_of(where) + "): the calling lane " + std::to_string(me.lane) +
-             " is not in its own mask",
-         where);
-  const int threads = int(block_dim.x * block_dim.y * block_dim.z), lanes = std::min(32, threads - me.warp * 32);
-  if (lanes < 32) mask &= (1u << lanes) - 1;
-  auto& meetings = me.block->meetings[me.warp];
-  auto meeting = std::find_if(meetings.begin(), meetings.end(), [&](const WarpMeeting& m) { return m.mask & mask; });
-  if (meeting == meetings.end()) {
-    meetings.push_back({mask, what, run, orders_memory, where, me.lane, 0, {}});
-    meeting = meetings.end() - 1;
-  } else if (meeting->mask != mask || meeting->run != run || text_of(meeting->where) != text_of(where)) {
-    fail("warp divergence: lane " + std::to_string(me.lane) + " is at " + what + " (" + text_of(where) + "), lane " +
-             std::to_string(meeting->first_lane) + " at " + meeting->what + " (" + text_of(meeting->where) + ")",
-         where);
-  }
-  meeting->frames[me.lane] = frame;
-  if (++meeting->arrived < __builtin_popcount(mask)) return wait_here(what, where);
-
-  ++statistics.meetings;
-  const WarpMeeting all = *meeting;
-  meetings.erase(meeting);
-  all.run(all.frames, mask);
-  std::vector<Thread*> together;
-  for (int lane = 0; lane < lanes; ++lane)
-    if (mask >> lane & 1) together.push_back(me.block->threads[me.warp * 32 + lane].get());
-  if (orders_memory) observer::met(together, {}, false);
-  for (Thread* thread : together)
-    if (thread != &me) make_ready(thread);
-  if (schedule != Schedule::in_order) {
-    make_ready(&me);
-    give_way();
-  }
-}
-
 void wait_until(std::function<bool()> ready, const char* what, Where where) {
   if (ready()) return;
   pollers.push_back({self, std::move(ready)});
@@ -357,6 +284,7 @@ void run_grid(const char* name, dim3 grid, dim3 block, size_t dynamic_bytes, boo
               const std::function<void()>& kernel) {
   const uint64_t threads = uint64_t(block.x) * block.y * block.z, blocks = uint64_t(grid.x) * grid.y * grid.z;
   const auto refuse = [&](const std::string& why) {
+    last_failure = {why, name, "", 0, {}, {}};
     throw std::runtime_error(std::string("CUDA emulator: ") + name + ": " + why);
   };
   if (threads < 1 || threads > 1024) refuse(std::to_string(threads) + " threads a block; allowed are 1 ... 1024");
