@@ -73,7 +73,8 @@ def profile(
     """Show where the time goes, and how near each part is to what the machine can do.
 
     On a CPU: a table of the model's parts, one of ops with bytes or FLOPs and their share of the ceiling measured in
-    the same run, and a Chrome trace. On a GPU the tables are NVIDIA's: ncu's counters, nsys' times.
+    the same run, and a Chrome trace. On a GPU the tables are NVIDIA's: ncu's counters, nsys' times. Without a GPU
+    `--tool emulator` counts what an op's CUDA kernels would ask of its memory, a row a line of their source.
 
     Where there is no GPU or no such tool, the command line that would be run is printed, and why it was not; the exit
     status is then 0.

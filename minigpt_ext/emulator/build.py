@@ -106,7 +106,7 @@ def build_library(name: str, sources: list[Path], flags: list[str], link: list[s
     find_sources()
     command, version = compiler()
     extra = os.environ.get("MINIGPT_EMULATOR_FLAGS", "").split()  # such as -O0, for a debugger
-    common = [*FLAGS, *WARNINGS, *extra, *(f"-I{folder}" for folder in cuda_include_folders()), f"-I{CSRC}", *flags]
+    common = [*FLAGS, *WARNINGS, *extra, *(f"-I{folder}" for folder in cuda_include_folders()), f"-I{CSRC}"]
     own = sorted((CSRC / "emulator").glob("*.cpp"))
     left_out = set() if checked else {"counters.cpp", "race.cpp", "tsan.cpp"}
     own = [source for source in own if source.name not in {"library.cpp", *left_out}]
@@ -117,7 +117,8 @@ def build_library(name: str, sources: list[Path], flags: list[str], link: list[s
     jobs = []
     for source in (*own, *sources):
         instrumented = checked and source.suffix == ".cu"
-        options = [*common, *(["-fsanitize=thread"] if instrumented else [])]
+        # The emulator's own objects take no flags, so that all libraries share them.
+        options = [*common, *([] if source in own else flags), *(["-fsanitize=thread"] if instrumented else [])]
         files = sorted({source.resolve(), *included_files(source)})
         key = digest(
             version,
