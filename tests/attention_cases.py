@@ -72,11 +72,12 @@ def sizes(q, k, v, g, *, causal=True, window=None, scale=None, dropout_p=0.0, se
     }
 
 
-def check(inputs: dict, g: torch.Tensor, **options) -> None:
-    """The accuracy rule for forward and backward, against torch's own attention in the same dtype."""
+def check(inputs: dict, g: torch.Tensor, **options) -> dict:
+    """The accuracy rule for forward and backward, against torch's own attention in the same dtype. Returns ours."""
     ours = forward_backward(lambda **t: mg.ops.attention(**t, **options), inputs, g)
     with mg.backend("torch"):
         torchs = forward_backward(lambda **t: mg.ops.attention(**t, **options), inputs, g)
     double = {name: t.double() for name, t in inputs.items()}
     reference = forward_backward(lambda **t: attention_reference(**t, **options), double, g.double())
     assert_all_accurate("attention", ours, torchs, reference, sizes(**inputs, g=g, **options))
+    return ours

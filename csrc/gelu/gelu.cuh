@@ -24,9 +24,10 @@ struct Gate {
 template <bool Tanh, class A>
 DEVICE Gate<A> gelu_gate(A x) {
   if constexpr (Tanh) {
+    // e = e^(-2|u|) never overflows, and s (1 - s) = e / (1 + e)^2 does not cancel.
     constexpr A a = A(0.79788456080286535588), b = A(0.044715);
-    const A s = A(1) / (A(1) + std::exp(-2 * a * x * (1 + b * x * x)));
-    const A bell = s * (1 - s);
+    const A e = std::exp(-std::fabs(2 * a * x * (1 + b * x * x))), r = A(1) / (A(1) + e);
+    const A s = x < 0 ? e * r : r, bell = e * r * r;
     // Where the bell has vanished x * x may be infinite, and their product is 0 all the same.
     return {s, bell == 0 ? s : s + x * bell * (2 * a) * (1 + 3 * b * x * x)};
   } else {
@@ -45,7 +46,10 @@ __global__ void __launch_bounds__(kGeluThreads) gelu_forward_kernel(const __grid
   for (int64_t i = (int64_t{blockIdx.x} * kGeluThreads + threadIdx.x) * W; i < p.n; i += step) {
     auto v = load_part<W>(x + i, p.n - i);
 #pragma unroll
-    for (int e = 0; e < W; ++e) v.at[e] *= gelu_gate<Tanh>(v.at[e]).s;
+    for (int e = 0; e < W; ++e) {
+      const auto s = gelu_gate<Tanh>(v.at[e]).s;
+      v.at[e] = s == 0 ? 0 : v.at[e] * s;  // 0 for x = -inf too
+    }
     store_part<W>(y + i, v, p.n - i);
   }
 }

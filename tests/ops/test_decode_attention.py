@@ -44,8 +44,8 @@ class Batch:
     def alone(self, b, **options) -> dict:
         return {name: t[b][None].double() for name, t in (("q", self.q), ("k", self.k), ("v", self.v))}
 
-    def check(self, ragged=False, **options) -> None:
-        """The accuracy rule, against torch's own attention in the same dtype."""
+    def check(self, ragged=False, **options) -> torch.Tensor:
+        """The accuracy rule, against torch's own attention in the same dtype. Returns ours."""
         ours = self.run(ragged=ragged, **options)
         with mg.backend("torch"):
             torchs = self.run(ragged=ragged, **options)
@@ -56,6 +56,7 @@ class Batch:
                 stored, added_up = max(stored, out[0]), max(added_up, out[1])
         scale = scale_of(ours.dtype, stored, added_up)
         assert_accurate("decode_attention out", ours, torchs, self.reference(**options), scale)
+        return ours
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)

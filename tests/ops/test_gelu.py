@@ -11,14 +11,15 @@ from minigpt_ext.ops.gelu import gelu_reference
 FORMS = ("none", "tanh")
 
 
-def check(x: torch.Tensor, dy: torch.Tensor, approximate: str) -> None:
+def check(x: torch.Tensor, dy: torch.Tensor, approximate: str) -> dict:
     """The accuracy rule for forward and backward, against torch's own GELU in the same dtype. y is x times a share of 1
-    at most; the slope is that share and x times a density, whose product is below 1.2."""
+    at most; the slope is that share and x times a density, whose product is below 1.2. Returns ours."""
     ours = forward_backward(lambda x: mg.ops.gelu(x, approximate), {"x": x}, dy)
     torchs = forward_backward(lambda x: torch.nn.functional.gelu(x, approximate=approximate), {"x": x}, dy)
     reference = forward_backward(lambda x: gelu_reference(x, approximate), {"x": x.double()}, dy.double())
     sizes = {"out": (largest(reference["out"]), largest(x)), "dx": (largest(reference["dx"]), 2 * largest(dy))}
     assert_all_accurate(f"gelu {approximate}", ours, torchs, reference, sizes)
+    return ours
 
 
 # Vectors are 2 ... 16 lanes; a task takes 16384 elements.

@@ -53,14 +53,15 @@ def sizes(x, weight, dy, reference, bias=None, eps=1e-5) -> dict:
     return {name: (largest(reference[name]), largest(added_up[name])) for name in reference}
 
 
-def check(inputs: dict, dy: torch.Tensor, eps: float = 1e-5) -> None:
-    """The accuracy rule for forward and backward, against torch's own LayerNorm in the same dtypes."""
+def check(inputs: dict, dy: torch.Tensor, eps: float = 1e-5) -> dict:
+    """The accuracy rule for forward and backward, against torch's own LayerNorm in the same dtypes. Returns ours."""
     ours = forward_backward(lambda **t: mg.ops.layer_norm(**t, eps=eps), inputs, dy)
     with mg.backend("torch"):
         torchs = forward_backward(lambda **t: mg.ops.layer_norm(**t, eps=eps), inputs, dy)
     double = {name: t.double() for name, t in inputs.items()}
     reference = forward_backward(lambda **t: layer_norm_reference(**t, eps=eps), double, dy.double())
     assert_all_accurate("layer_norm", ours, torchs, reference, sizes(**inputs, dy=dy, reference=reference, eps=eps))
+    return ours
 
 
 # Vectors are 2 ... 16 lanes; the backward adds up runs of 16 rows, at most 64 of them.
