@@ -97,7 +97,10 @@ def test_a_wrong_environment_is_refused(text):
 
 
 def test_the_environment_is_read_by_a_new_process():
-    code = "from minigpt_ext.backend import implementation; import torch; print(implementation('gelu', torch.device('cpu')))"
+    code = (
+        "import torch; from minigpt_ext.backend import implementation; "
+        "print(implementation('gelu', torch.device('cpu')))"
+    )
     environment = {**os.environ, "MINIGPT_BACKEND": "gelu=torch"}
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "torch"
