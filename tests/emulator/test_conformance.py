@@ -108,6 +108,7 @@ def test_every_wgmma_shape_has_a_case():
         assert shapes == {n for run in RUNS for n in re.findall(rf"wgmma_{form}_bf16_n(\d+)_", run.case)}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not shutil.which("nvcc"), reason="nvcc is not here: whether it takes the wrappers' PTX is not tested"
 )

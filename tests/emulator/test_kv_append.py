@@ -96,16 +96,18 @@ def test_every_stride_of_both_decides_on_the_width_and_is_kept_to(which, odd, ra
     run_on_every_schedule(f"kv_append {which} with a {odd} stride {ragged}", run)
 
 
-def test_an_unaligned_cache():
+@pytest.mark.parametrize("which", [(0,), (1,), (0, 1)], ids=str)
+def test_an_unaligned_cache(which):
     def run():
-        caches = [unaligned(normal(4, 4, 1, 8)) for _ in range(2)]
+        caches = [normal(4, 4, 1, 8) for _ in range(2)]
+        caches = [unaligned(cache) if i in which else cache for i, cache in enumerate(caches)]
         k, v = normal(2, 8, 1, 8), normal(2, 8, 1, 8)
         mg.ops.kv_append(*caches, k, v, int32([[3, 1], [2, 0]]), int32([0, 0]))
         for cache, new in zip(caches, (k, v), strict=True):
             assert torch.equal(cache[[3, 1, 2, 0]].view(2, 8, 1, 8), new)
         return dict(zip("kv", caches, strict=True))
 
-    run_on_every_schedule("kv_append unaligned cache", run)
+    run_on_every_schedule(f"kv_append unaligned cache {which}", run)
 
 
 # ---- what is out of range is skipped --------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -26,15 +27,19 @@ SESSION = block("$ MINIGPT_EMULATOR_FLAGS=-O0 gdb")
 OUTPUTS = [text for text in BLOCKS if text.startswith(("tensor", "CUDA emulator"))]
 
 
-def run(folder: Path, kernel: str, *options: str, command: tuple[str, ...] = (), **environment: str) -> str:
-    (folder / "row_sum.cu").write_text(kernel)
-    (folder / "row_sum.py").write_text(PROGRAM)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    done = subprocess.run(
-        [*command, sys.executable, "row_sum.py", *options], cwd=folder, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Runs the page's program on a kernel, in this process, and gives what it prints."""
+
+    def run(kernel: str, *options: str) -> str:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["row_sum.py", *options])
+        (tmp_path / "row_sum.cu").write_text(kernel)
+        (tmp_path / "row_sum.py").write_text(PROGRAM)
+        runpy.run_path("row_sum.py")
+        return capsys.readouterr().out
+
+    return run
 
 
 def test_the_page_says_four_outputs():
@@ -56,17 +61,23 @@ def test_the_page_says_four_outputs():
         ),
     ],
 )
-def test_what_the_page_prints(tmp_path, kernel, options, output):
-    assert run(tmp_path, kernel, *options) == OUTPUTS[output]
+def test_what_the_page_prints(run, kernel, options, output):
+    assert run(kernel, *options) == OUTPUTS[output]
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("gdb"), reason="gdb is not installed")
-def test_the_debugger_session(tmp_path):
-    commands = re.findall(r"^\(gdb\) (.*)$", SESSION, re.MULTILINE)
-    debugger = ("gdb", "-q", "-batch", *(word for command in commands for word in ("-ex", command)), "--args")
-    run(tmp_path, KERNEL, MINIGPT_EMULATOR_FLAGS="-O0")  # compiled before, so that its messages do not mix
-    said = run(tmp_path, KERNEL, command=debugger, MINIGPT_EMULATOR_FLAGS="-O0")
+def test_the_debugger_session(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("MINIGPT_EMULATOR_FLAGS", "-O0")
+    run(KERNEL)  # compiled before, so that its messages do not mix
+    commands = [word for command in re.findall(r"^\(gdb\) (.*)$", SESSION, re.MULTILINE) for word in ("-ex", command)]
+    done = subprocess.run(
+        ["gdb", "-q", "-batch", *commands, "--args", sys.executable, "row_sum.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
     for line in SESSION.splitlines():
         if re.match(r"\$\d+ = ", line) or line[:2] in ("9\t", "11"):
-            assert line in said, said
+            assert line in done.stdout, done.stdout + done.stderr
