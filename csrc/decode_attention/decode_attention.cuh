@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(kDecodeThreads)
   if (token.count > 0) {
     end = c.seq_lens[token.b] - token.count + token.i + 1;
     if (p.window > 0 && end - p.window > begin) begin = end - p.window;
-    if (p.splits > 1 && end > (split + 1) * p.keys_per_split) end = (split + 1) * p.keys_per_split;
+    if (end > (split + 1) * p.keys_per_split) end = (split + 1) * p.keys_per_split;
     if (end > c.max_blocks * c.block_size) end = c.max_blocks * c.block_size;
   }
 
