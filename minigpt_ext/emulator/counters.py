@@ -12,8 +12,12 @@ from .build import BuildError
 from .libraries import Library, ops
 
 # As in csrc/emulator/places.cpp: what stands here is told as its caller's doing.
-_WRAPPERS = ("device", "tensor_core", "hopper", "vector")
-_PLUMBING = ("/emulator/", "/cuda_bf16.hpp", "/cuda_fp16.hpp", *(f"/common/{name}.cuh" for name in _WRAPPERS))
+_PLUMBING = (
+    *(f"/emulator/{name}.h" for name in ("cuda", "device", "tensor_core", "hopper", "wgmma_matrix", "bits")),
+    *(f"/common/{name}.cuh" for name in ("device", "tensor_core", "hopper", "vector")),
+    "/cuda_bf16.hpp",
+    "/cuda_fp16.hpp",
+)
 
 
 @dataclass
@@ -104,7 +108,7 @@ def _launches(library: Library) -> list[Launches]:
             continue
         launch, chain = found[-1], chains[int(values[0])]
         launch.function = launch.function or next((f for f, *_ in reversed(chain) if launch.kernel in f), "")
-        file, line = next(((file, line) for _, file, line in chain if not _is_plumbing(file)), ("?", 0))
+        file, line = next(((file, line) for _, file, line in chain if not file.endswith(_PLUMBING)), ("?", 0))
         requests, nbytes, units, ideal, worst = map(int, values[2:])
         if (file, line, values[1]) not in rows:
             rows[file, line, values[1]] = Line(file, line, values[1])
@@ -118,10 +122,6 @@ def _launches(library: Library) -> list[Launches]:
     for launch in found:
         launch.lines.sort(key=lambda line: (line.file, line.line, line.kind))
     return found
-
-
-def _is_plumbing(file: str) -> bool:
-    return "/tests/" not in file and any(part in file for part in _PLUMBING)
 
 
 @cache
