@@ -21,7 +21,8 @@ struct WarpMeeting {
   WarpFunction run;
   bool orders_memory;
   Where where;
-  int first_lane, arrived;
+  int first_lane;
+  unsigned here;  // the lanes that have come
   void* frames[32];
 };
 

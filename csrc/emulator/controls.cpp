@@ -38,8 +38,8 @@ VISIBLE const char* minigpt_emulator_failure(int* seven) {
   return kept.c_str();
 }
 
-// For kernels without torch: a tensor's place on the device until the call after next; and a call of a launcher that takes up
-// to 12 pointers and integers. Both return null where all went well, or the error.
+// For kernels without torch: a tensor's place on the device until the next call has ended; and that call, of a launcher that
+// takes up to 12 pointers and integers. Both return null where all went well, or the error.
 VISIBLE const char* minigpt_emulator_copy_in(void* host, int dims, const int64_t* sizes, const int64_t* strides,
                                              int element_bytes, int writable, void** device) {
   try {

@@ -4,6 +4,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <cassert>
 #include <cmath>
 #include <cstring>
 #include <type_traits>
@@ -27,6 +28,12 @@
 #define __launch_bounds__(...)
 #define __grid_constant__
 #define __restrict__
+#undef __shared__
+#define __shared__ _Pragma("GCC error \"write SHARED(float[64], x) for __shared__ float x[64]: common/device.cuh\"")
+
+#undef assert  // nvcc has it built in; a failing one ends the kernel, not the process
+#define assert(condition) \
+  ((condition) ? (void)0 : ::minigpt::emulator::fail("assertion failed: " #condition, {__FILE__, __LINE__}))
 
 #define threadIdx (::minigpt::emulator::self->index)
 #define blockIdx (::minigpt::emulator::self->block_index)
@@ -103,6 +110,7 @@ EMULATOR_WORK T atomically(T* p, const void* code, const F& f) {
   observer::accessed({p, sizeof(T), true, true, false, code});
   const T old = *p;
   *p = f(old);
+  may_spin();
   return old;
 }
 
@@ -177,8 +185,42 @@ EMULATOR_WORK T atomicCAS(T* p, std::type_identity_t<T> expected, std::type_iden
                                        [&](T old) { return old == expected ? v : old; });
 }
 
+template <class T>
+EMULATOR_WORK T atomicSub(T* p, std::type_identity_t<T> v) {
+  return minigpt::emulator::atomically(p, __builtin_return_address(0), [&](T old) { return static_cast<T>(old - v); });
+}
+template <class T>
+EMULATOR_WORK T atomicAnd(T* p, std::type_identity_t<T> v) {
+  return minigpt::emulator::atomically(p, __builtin_return_address(0), [&](T old) { return old & v; });
+}
+template <class T>
+EMULATOR_WORK T atomicOr(T* p, std::type_identity_t<T> v) {
+  return minigpt::emulator::atomically(p, __builtin_return_address(0), [&](T old) { return old | v; });
+}
+template <class T>
+EMULATOR_WORK T atomicXor(T* p, std::type_identity_t<T> v) {
+  return minigpt::emulator::atomically(p, __builtin_return_address(0), [&](T old) { return old ^ v; });
+}
+
 // ---- arithmetic ---------------------------------------------------------------------------------------------------
 
+template <class T>
+T max(T a, std::type_identity_t<T> b) {
+  return a < b ? b : a;
+}
+template <class T>
+T min(T a, std::type_identity_t<T> b) {
+  return b < a ? b : a;
+}
+template <class T>
+T __ldg(const T* p) {
+  return *p;
+}
+inline double rsqrt(double x) { return 1.0 / std::sqrt(x); }
+inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
+inline int __popcll(unsigned long long v) { return __builtin_popcountll(v); }
+inline int __ffsll(long long v) { return __builtin_ffsll(v); }
+inline int __clzll(long long v) { return v ? __builtin_clzll(static_cast<unsigned long long>(v)) : 64; }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline float __fdividef(float a, float b) { return a / b; }
 inline float __frcp_rn(float a) { return 1.0f / a; }

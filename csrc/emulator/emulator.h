@@ -28,6 +28,7 @@ struct Where {
 #define EMULATOR_HERE ::minigpt::emulator::Where where = {__builtin_FILE(), __builtin_LINE()}
 
 std::string text_of(Where where);  // "attention_forward.cuh:56"
+bool same(Where a, Where b);
 
 struct Block;
 
@@ -44,6 +45,7 @@ struct Thread {
   uint3 index{}, block_index{};        // threadIdx, blockIdx
   int number = 0, lane = 0, warp = 0;  // within the block
   enum { ready, waiting, finished } state = finished;
+  unsigned atomics = 0;  // so far
   const char* waits_for = "";
   Where where{"", 0};
   std::vector<AsyncCopy> open_copies;               // since the last commit
@@ -91,6 +93,9 @@ void meet_warp(unsigned mask, const char* what, WarpFunction run, void* frame, b
 
 // Until ready() holds. It is asked again whenever an asynchronous operation has finished and when nobody else can go on.
 void wait_until(std::function<bool()> ready, const char* what, Where where);
+
+// Told of every atomic operation. A thread that makes many may be waiting for another: now and then that one runs.
+void may_spin();
 
 // Work of an asynchronous unit (TMA, tensor cores): done as late as may be in order, at any moment under a seed.
 void later(std::function<void()> work);

@@ -4,7 +4,8 @@
 
 namespace minigpt::emulator {
 
-// While one lives, SIGSEGV and SIGBUS on this thread that arise in a kernel end the launch; others go where they went.
+// While one lives, SIGSEGV, SIGBUS and SIGFPE that arise in a kernel end the launch; elsewhere they do what they did.
+// Ctrl-C (SIGINT) is kept until a thread gives way, ends the launch there, and is passed on when the handler goes.
 class FaultHandler {
  public:
   FaultHandler();
@@ -12,8 +13,11 @@ class FaultHandler {
   FaultHandler(const FaultHandler&) = delete;
 
  private:
-  struct sigaction before_segv_, before_bus_;
+  static constexpr int kSignals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGINT};
+  struct sigaction before_[4];
   stack_t before_stack_;
 };
+
+extern volatile std::sig_atomic_t interrupted;
 
 }  // namespace minigpt::emulator

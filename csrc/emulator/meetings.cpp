@@ -20,6 +20,30 @@ void open_barrier(Barrier& barrier, Thread* last, bool whole_block) {
   for (Thread* thread : opened.waiting) make_ready(thread);
 }
 
+// The lanes of a thread's warp that have not returned.
+unsigned lanes_of(const Thread& thread) {
+  const int first = thread.warp * 32, threads = int(block_dim.x * block_dim.y * block_dim.z);
+  unsigned lanes = 0;
+  for (int lane = 0; lane < std::min(32, threads - first); ++lane)
+    lanes |= unsigned(thread.block->threads[first + lane]->state != Thread::finished) << lane;
+  return lanes;
+}
+
+// All that a meeting still waited for are there, by the arrival or the return of `last`.
+void hold(std::vector<WarpMeeting>& meetings, ptrdiff_t which, const Thread& last) {
+  ++statistics.meetings;
+  const WarpMeeting all = meetings[size_t(which)];
+  meetings.erase(meetings.begin() + which);
+  all.run(all.frames, all.here);
+  std::vector<Thread*> together;
+  for (int lane = 0; lane < 32; ++lane)
+    if (all.here >> lane & 1) together.push_back(last.block->threads[last.warp * 32 + lane].get());
+  if (all.orders_memory) observer::met(together, {}, false);
+  if (all.here == lanes_of(last)) observer::converged(last);
+  for (Thread* thread : together)
+    if (thread != &last) make_ready(thread);
+}
+
 }  // namespace
 
 void meet_block(int id, int expected, bool wait, const char* what, Where where) {
@@ -28,7 +52,7 @@ void meet_block(int id, int expected, bool wait, const char* what, Where where) 
   if (id < 0 || id > 15) fail(std::string(what) + ": there is no barrier " + std::to_string(id), where);
   Barrier& barrier = block.barriers[id];
   if (barrier.arrived > 0) {
-    if (id == 0 && text_of(barrier.where) != text_of(where))
+    if (id == 0 && !same(barrier.where, where))
       fail("__syncthreads reached at two places: " + text_of(barrier.where) + " and " + text_of(where), where);
     if (barrier.expected != expected)
       fail(std::string(what) + " (" + text_of(where) + ") for " + std::to_string(expected) + " threads, but " +
@@ -67,42 +91,33 @@ void meet_warp(unsigned mask, const char* what, WarpFunction run, void* frame, b
     fail(std::string(what) + " (" + text_of(where) + "): the calling lane " + std::to_string(me.lane) +
              " is not in its own mask",
          where);
-  const int threads = int(block_dim.x * block_dim.y * block_dim.z), lanes = std::min(32, threads - me.warp * 32);
-  if (lanes < 32) mask &= (1u << lanes) - 1;
   auto& meetings = me.block->meetings[me.warp];
   auto meeting = std::find_if(meetings.begin(), meetings.end(), [&](const WarpMeeting& m) { return m.mask & mask; });
   if (meeting == meetings.end()) {
     meetings.push_back({mask, what, run, orders_memory, where, me.lane, 0, {}});
     meeting = meetings.end() - 1;
-  } else if (meeting->mask != mask || meeting->run != run || text_of(meeting->where) != text_of(where)) {
+  } else if (meeting->mask != mask || meeting->run != run || !same(meeting->where, where)) {
     fail("warp divergence: lane " + std::to_string(me.lane) + " is at " + what + " (" + text_of(where) + "), lane " +
              std::to_string(meeting->first_lane) + " at " + meeting->what + " (" + text_of(meeting->where) + ")",
          where);
   }
   meeting->frames[me.lane] = frame;
-  if (++meeting->arrived < __builtin_popcount(mask)) return wait_here(what, where);
-
-  ++statistics.meetings;
-  const WarpMeeting all = *meeting;
-  meetings.erase(meeting);
-  all.run(all.frames, mask);
-  std::vector<Thread*> together;
-  for (int lane = 0; lane < lanes; ++lane)
-    if (mask >> lane & 1) together.push_back(me.block->threads[me.warp * 32 + lane].get());
-  if (orders_memory) observer::met(together, {}, false);
-  if (int(together.size()) == lanes) observer::converged(me);
-  for (Thread* thread : together)
-    if (thread != &me) make_ready(thread);
+  meeting->here |= 1u << me.lane;
+  if (meeting->here != (mask & lanes_of(me))) return wait_here(what, where);
+  hold(meetings, meeting - meetings.begin(), me);
   if (!in_order()) {
     make_ready(&me);
     give_way();
   }
 }
 
-// A thread has returned: those that wait at __syncthreads do so without it.
-void left(Block& block) {
+void left(Thread& thread) {
+  Block& block = *thread.block;
   Barrier& barrier = block.barriers[0];
   if (block.live > 0 && barrier.arrived == block.live) open_barrier(barrier, nullptr, true);
+  auto& meetings = block.meetings[thread.warp];
+  for (size_t i = meetings.size(); i-- > 0;)
+    if (meetings[i].here == (meetings[i].mask & lanes_of(thread))) hold(meetings, ptrdiff_t(i), thread);
 }
 
 }  // namespace minigpt::emulator

@@ -40,7 +40,7 @@ void wide_access(const void* p, size_t bytes, size_t alignment, bool write, cons
   if (reinterpret_cast<uintptr_t>(p) % alignment)
     fail(std::string("misaligned ") + (write ? "store" : "load") + " of " + std::to_string(bytes) +
              " bytes: the address is " + std::to_string(reinterpret_cast<uintptr_t>(p) % alignment) +
-             " bytes past a multiple of " + std::to_string(alignment),
+             " bytes past a multiple of " + std::to_string(alignment) + ", at " + place_of(code),
          where_is(code));
 }
 
@@ -124,7 +124,9 @@ void for_each_run(const Layout& layout, const F& f) {
 
 }  // namespace
 
-void* copy_in(void* host, const Layout& layout, bool writable) {
+namespace {
+
+void* new_copy(void* host, const Layout& layout, bool writable) {
   int64_t last = 0;
   for (size_t i = 0; i < layout.sizes.size(); ++i) {
     if (layout.sizes[i] == 0) return host;  // nothing is there to be read
@@ -149,6 +151,17 @@ void* copy_in(void* host, const Layout& layout, bool writable) {
   copies.push_back({{begin, begin + bytes, writable}, source, first_page, behind, layout});
   buffers.push_back(copies.back().device);
   return begin;
+}
+
+}  // namespace
+
+void* copy_in(void* host, const Layout& layout, bool writable) {
+  try {
+    return new_copy(host, layout, writable);
+  } catch (...) {
+    end_call(false);  // the call will not come: what it was handed so far must not be copied back by the next one
+    throw;
+  }
 }
 
 void end_call(bool copy_back) {
@@ -186,6 +199,7 @@ std::string describe(const void* address) {
   if (!is_device(address)) return "not an address of a tensor";
   const char* const p = static_cast<const char*>(address);
   const Buffer* const below = nearest(p);
+  if (buffers.empty()) return "memory of a tensor of an earlier call";
   const Buffer* const above = below ? below + 1 : buffers.data();
   const bool has_above = above < buffers.data() + buffers.size();
   if (below && (!has_above || p - below->end < above->begin - p))

@@ -34,7 +34,7 @@ struct Buffer {
 const Buffer* nearest(const void* address);
 bool is_device(const void* address);
 
-// "3 bytes behind the end of the second of 5 buffers (float32 ...)": for a message.
+// "48 bytes behind the end of a tensor of 400 bytes": for a message.
 std::string describe(const void* address);
 
 }  // namespace minigpt::emulator::memory

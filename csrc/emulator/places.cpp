@@ -24,7 +24,9 @@ const std::vector<Where>& chain_of(const void* code) {
   const auto offset = static_cast<const char*>(code) - static_cast<const char*>(library.dli_fbase) - 1;
   char address[32];
   std::snprintf(address, sizeof address, "%#lx", static_cast<unsigned long>(offset));
-  const std::string command = std::string("addr2line -i -e '") + library.dli_fname + "' " + address + " 2>/dev/null";
+  std::string file;  // in single quotes for the shell
+  for (const char* c = library.dli_fname; *c; ++c) file += *c == '\'' ? "'\\''" : std::string(1, *c);
+  const std::string command = "addr2line -i -e '" + file + "' " + address + " 2>/dev/null";
   const std::unique_ptr<FILE, int (*)(FILE*)> answer(popen(command.c_str(), "r"), pclose);
   char text[1024];
   while (answer && std::fgets(text, sizeof text, answer.get())) {  // /folder/file.cuh:12 (discriminator 3)
@@ -52,9 +54,10 @@ bool is_plumbing(Where where) {
 }  // namespace
 
 Where where_is(const void* code) {
-  for (const Where where : chain_of(code))
+  const std::vector<Where>& chain = chain_of(code);
+  for (const Where where : chain)
     if (!is_plumbing(where)) return where;
-  return {"", 0};
+  return chain.empty() ? Where{"", 0} : chain.back();  // a wrapper that was not inlined: better than nothing
 }
 
 std::string place_of(const void* code) {

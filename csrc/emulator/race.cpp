@@ -6,6 +6,8 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <array>
+#include <memory>
 #include <stdexcept>
 #include <unordered_map>
 
@@ -20,12 +22,25 @@
 
 namespace minigpt::emulator {
 
-// What is known of one byte of shared memory.
+// What is known of one byte of shared memory: of writes and of reads the last one, and the last one by another thread. When
+// each thread last read it stands in BlockShadow::reads.
+struct SharedWrite {
+  uint32_t clock;
+  uint16_t thread;
+  bool atomic;
+  const void* code;
+};
+
+struct SharedRead {
+  uint16_t thread;
+  const void* code;
+};
+
 struct SharedByte {
-  uint32_t written, read;  // when: the last writer's clock, the highest of the readers'
-  uint16_t writer, reader;
-  bool atomic, copying;  // how it was written: by an atomic, by a copy that has not been waited for
-  const void *write_code, *read_code;
+  SharedWrite writes[2];
+  SharedRead reads[2];
+  uint32_t read;  // the highest of the readers' clocks
+  bool copying;   // written by a copy that has not been waited for
 };
 
 struct BlockShadow {
@@ -43,19 +58,26 @@ struct BlockShadow {
 namespace observer {
 namespace {
 
-struct GlobalByte {
-  uint32_t epoch = 0, clock = 0;  // of the last write
-  uint32_t read_epoch = 0, read_clock = 0;
-  int64_t block = 0, read_block = 0;
-  uint16_t thread = 0, reader = 0;
+// An access to a byte of a tensor. Of writes and of reads the last one is kept, and the last one by another thread.
+struct GlobalAccess {
+  uint32_t epoch = 0, clock = 0;
+  int64_t block = 0;
+  uint16_t thread = 0;
   bool atomic = false;
-  const void *code = nullptr, *read_code = nullptr;
+  const void* code = nullptr;
 };
+
+struct GlobalByte {
+  GlobalAccess writes[2], reads[2];
+};
+
+constexpr size_t kChunk = 1024;
+using Chunk = std::array<GlobalByte, kChunk>;
 
 std::unordered_map<const Block*, BlockShadow> shadows;
 std::vector<const Block*> running;
-std::unordered_map<const char*, std::vector<GlobalByte>> written_buffers;  // by where they begin
-uint32_t epoch = 1;  // launches, and meetings of a whole grid, are ordered
+std::unordered_map<uintptr_t, std::unique_ptr<Chunk>> chunks;  // of writable tensors, where they were touched
+uint32_t epoch = 1;                                            // launches, and meetings of a whole grid, are ordered
 
 template <class T>
 T* untouched(size_t count) {
@@ -79,14 +101,16 @@ std::string who(int thread, const void* code) {
   return (unit ? "TMA, started" : "thread " + std::to_string(thread)) + " at " + place_of(code);
 }
 
-[[noreturn]] void report(const std::string& what, const std::string& first, const void* code) {
-  fail(what + ": " + first + " and " + who(self->number, code) + ", with nothing between them that orders the two",
+[[noreturn]] void report(const std::string& what, const std::string& first, const void* code,
+                         const std::string& second = "") {
+  fail(what + ": " + first + " and " + second + who(self->number, code) +
+           ", with nothing between them that orders the two",
        where_is(code));
 }
 
 // ---- shared memory ------------------------------------------------------------------------------------------------
 
-std::string in_shared(const SharedVariable& v, size_t byte) {
+std::string in_shared(const SharedVariable& v, ptrdiff_t byte) {
   return "byte " + std::to_string(byte) + (v.key ? " of a shared variable of " : " of the ") + std::to_string(v.bytes) +
          (v.key ? " bytes" : " bytes of dynamic shared memory");
 }
@@ -94,15 +118,30 @@ std::string in_shared(const SharedVariable& v, size_t byte) {
 const SharedVariable& variable_at(const Access& a) {
   const SharedMemory& shared = self->block->shared;
   const char* const p = static_cast<const char*>(a.address);
-  const SharedVariable* nearest = &shared.variables.front();
+  const SharedVariable* nearest = nullptr;
+  const auto distance = [&](const SharedVariable& v) { return p < v.memory ? v.memory - p : p - (v.memory + v.bytes); };
   for (const SharedVariable& v : shared.variables) {
     if (p >= v.memory && p + a.bytes <= v.memory + v.bytes) return v;
-    if (v.memory <= p && v.memory > nearest->memory) nearest = &v;
+    if (v.bytes > 0 && (!nearest || distance(v) < distance(*nearest))) nearest = &v;
   }
   fail(std::string("out of bounds: ") + (a.write ? "write of " : "read of ") + std::to_string(a.bytes) +
-           " bytes of shared memory at " + in_shared(*nearest, size_t(p - nearest->memory)) + ", at " +
+           " bytes of shared memory, " +
+           (nearest ? in_shared(*nearest, p - nearest->memory) : std::string("of which the block has none")) + ", at " +
            place_of(a.code),
        where_is(a.code));
+}
+
+// Whether another thread has read byte i, not ordered before this write. The line is known of the last readers alone.
+void check_readers(const BlockShadow& shadow, const SharedByte& byte, size_t i, const std::string& name,
+                   const void* code) {
+  const auto races = [&](int u) {
+    return u != self->number && shadow.reads[size_t(u) * SharedMemory::kCapacity + i] > shadow.clock(self->number, u);
+  };
+  const std::string what = "race on shared memory (write after read), " + name;
+  for (const SharedRead& read : byte.reads)
+    if (races(read.thread)) report(what, who(read.thread, read.code), code);
+  for (int u = 0; u < int(shadow.own.size()); ++u)
+    if (races(u)) report(what, "thread " + std::to_string(u), code);
 }
 
 void check_shared(const Access& a) {
@@ -110,46 +149,46 @@ void check_shared(const Access& a) {
   BlockShadow& shadow = shadows.at(self->block);
   const int me = self->number;
   const size_t first = size_t(static_cast<const char*>(a.address) - self->block->shared.memory);
-  const auto named = [&](size_t i) {
-    return in_shared(variable, size_t(self->block->shared.memory + i - variable.memory));
-  };
+  const auto named = [&](size_t i) { return in_shared(variable, self->block->shared.memory + i - variable.memory); };
   uint32_t* const my_reads = shadow.reads + size_t(me) * SharedMemory::kCapacity;
   for (size_t i = first; i < first + a.bytes; ++i) {
     SharedByte& byte = shadow.bytes[i];
-    const bool both_atomic = a.atomic && byte.atomic;
-    if (byte.written > shadow.settled && byte.writer != me && !both_atomic &&
-        byte.written > shadow.clock(me, byte.writer))
-      report(std::string("race on shared memory (") + (a.write ? "write after write" : "read after write") + "), " +
-                 named(i),
-             who(byte.writer, byte.write_code), a.code);
+    for (const SharedWrite& write : byte.writes)
+      if (write.clock > shadow.settled && write.thread != me && !(a.atomic && write.atomic) &&
+          write.clock > shadow.clock(me, write.thread))
+        report(std::string("race on shared memory (") + (a.write ? "write after write" : "read after write") + "), " +
+                   named(i),
+               who(write.thread, write.code), a.code);
     if (!a.write || a.atomic) {
-      if (byte.written <= shadow.begun)
+      if (byte.writes[0].clock <= shadow.begun)
         fail("read of uninitialised shared memory, " + named(i) + ", at " + place_of(a.code), where_is(a.code));
       if (byte.copying)
-        fail("read of shared memory that an asynchronous copy (" + who(byte.writer, byte.write_code) +
+        fail("read of shared memory that an asynchronous copy (" + who(byte.writes[0].thread, byte.writes[0].code) +
                  ") is still writing, " + named(i) + ", at " + place_of(a.code),
              where_is(a.code));
     }
     if (a.write) {
-      if (byte.read > shadow.settled)
-        for (int u = 0; u < int(shadow.own.size()); ++u)
-          if (u != me && shadow.reads[size_t(u) * SharedMemory::kCapacity + i] > shadow.clock(me, u))
-            report("race on shared memory (write after read), " + named(i), who(u, byte.read_code), a.code);
-      byte.written = shadow.own[me];
-      byte.writer = uint16_t(me);
-      byte.atomic = a.atomic;
+      if (byte.read > shadow.settled) check_readers(shadow, byte, i, named(i), a.code);
+      if (byte.writes[0].thread != me) byte.writes[1] = byte.writes[0];
+      byte.writes[0] = {shadow.own[me], uint16_t(me), a.atomic, a.code};
       byte.copying = a.asynchronous;
-      byte.write_code = a.code;
     } else {
       my_reads[i] = shadow.own[me];
       byte.read = std::max(byte.read, shadow.own[me]);
-      byte.reader = uint16_t(me);
-      byte.read_code = a.code;
+      if (byte.reads[0].thread != me) byte.reads[1] = byte.reads[0];
+      byte.reads[0] = {uint16_t(me), a.code};
     }
   }
 }
 
 // ---- device memory ------------------------------------------------------------------------------------------------
+
+GlobalByte& byte_at(const char* address) {
+  const auto number = reinterpret_cast<uintptr_t>(address) / kChunk;
+  auto& chunk = chunks[number];
+  if (!chunk) chunk = std::make_unique<Chunk>();
+  return (*chunk)[reinterpret_cast<uintptr_t>(address) % kChunk];
+}
 
 void check_global(const Access& a) {
   const char* const p = static_cast<const char*>(a.address);
@@ -162,39 +201,28 @@ void check_global(const Access& a) {
     return;
   }
   const BlockShadow& shadow = shadows.at(self->block);
-  const int me = self->number;
-  const int64_t block = self->block->number;
-  std::vector<GlobalByte>& bytes = written_buffers[buffer->begin];
-  if (bytes.size() != size_t(buffer->end - buffer->begin)) bytes.assign(size_t(buffer->end - buffer->begin), {});
-  const auto unordered = [&](uint32_t in_epoch, int64_t in_block, int thread, uint32_t clock) {
-    return in_epoch == epoch && (in_block != block || (thread != me && clock > shadow.clock(me, thread)));
-  };
-  const auto told = [](int64_t in_block, int thread, const void* code) {
-    return "block " + std::to_string(in_block) + ", " + who(thread, code);
+  const GlobalAccess mine = {epoch, shadow.own[self->number], self->block->number, uint16_t(self->number), a.atomic,
+                             a.code};
+  const auto same_thread = [&](const GlobalAccess& other) {
+    return other.block == mine.block && other.thread == mine.thread;
   };
   for (const char* q = p; q < p + a.bytes; ++q) {
-    GlobalByte& byte = bytes[size_t(q - buffer->begin)];
-    if (!(a.atomic && byte.atomic) && unordered(byte.epoch, byte.block, byte.thread, byte.clock))
-      report(std::string("race on global memory (") + (a.write ? "write after write" : "read after write") +
-                 "), byte " + std::to_string(q - buffer->begin) + " of a tensor",
-             told(byte.block, byte.thread, byte.code), a.code);
-    if (a.write && unordered(byte.read_epoch, byte.read_block, byte.reader, byte.read_clock))
-      report("race on global memory (write after read), byte " + std::to_string(q - buffer->begin) + " of a tensor",
-             told(byte.read_block, byte.reader, byte.read_code), a.code);
-    if (a.write) {
-      byte.epoch = epoch;
-      byte.clock = shadow.own[me];
-      byte.block = block;
-      byte.thread = uint16_t(me);
-      byte.atomic = a.atomic;
-      byte.code = a.code;
-    } else {
-      byte.read_epoch = epoch;
-      byte.read_clock = shadow.own[me];
-      byte.read_block = block;
-      byte.reader = uint16_t(me);
-      byte.read_code = a.code;
-    }
+    GlobalByte& byte = byte_at(q);
+    const auto check = [&](const GlobalAccess(&others)[2], const char* kind) {
+      for (const GlobalAccess& other : others) {
+        if (other.epoch != epoch || same_thread(other) || (a.atomic && other.atomic)) continue;
+        if (other.block == mine.block && other.clock <= shadow.clock(mine.thread, other.thread)) continue;
+        report(std::string("race on global memory (") + kind + "), byte " + std::to_string(q - buffer->begin) +
+                   " of a tensor of " + std::to_string(buffer->end - buffer->begin) + " bytes",
+               "block " + std::to_string(other.block) + ", " + who(other.thread, other.code), a.code,
+               "block " + std::to_string(mine.block) + ", ");
+      }
+    };
+    check(byte.writes, a.write ? "write after write" : "read after write");
+    if (a.write) check(byte.reads, "write after read");
+    auto& kept = a.write ? byte.writes : byte.reads;
+    if (!same_thread(kept[0])) kept[1] = kept[0];
+    kept[0] = mine;
   }
 }
 
@@ -204,7 +232,7 @@ void check_global(const Access& a) {
 
 void launch_begins() {
   ++epoch;
-  written_buffers.clear();
+  chunks.clear();
 }
 
 void block_begins(const Block& block) {
@@ -279,10 +307,9 @@ void landed(const Block& block, const Access& a, int by, Clock& clock) {
   const size_t unit = shadow.own.size() - kUnits + size_t(by) % kUnits;
   SharedByte* const bytes = shadow.bytes + (static_cast<const char*>(a.address) - block.shared.memory);
   for (size_t i = 0; i < a.bytes; ++i) {
-    bytes[i].written = shadow.own[unit];
-    bytes[i].writer = uint16_t(unit);
-    bytes[i].atomic = bytes[i].copying = false;
-    bytes[i].write_code = a.code;
+    if (!bytes[i].copying) bytes[i].writes[1] = bytes[i].writes[0];  // else it is this copy's beginning
+    bytes[i].writes[0] = {shadow.own[unit], uint16_t(unit), false, a.code};
+    bytes[i].copying = false;
   }
   clock.resize(shadow.own.size(), 0);
   clock[unit] = shadow.own[unit];

@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <deque>
 #include <map>
+#include <numeric>
 #include <stdexcept>
 
 #include "block.h"
@@ -165,6 +166,7 @@ void make_ready(Thread* thread) {
 }
 
 void give_way() {
+  if (interrupted && self) fail("interrupted");
   Thread* const next = next_thread();
   if (next != self) switch_to(next);
 }
@@ -187,7 +189,7 @@ void thread_main() {
   check_units_finished(*me);
   me->state = Thread::finished;
   --me->block->live;
-  left(*me->block);
+  left(*me);
   give_way();
   std::abort();  // nobody switches to a thread that has finished
 }
@@ -251,6 +253,8 @@ void run_blocks() {
 
 }  // namespace
 
+bool same(Where a, Where b) { return a.line == b.line && (a.file == b.file || !std::strcmp(a.file, b.file)); }
+
 std::string text_of(Where where) {
   const char* const slash = std::strrchr(where.file, '/');
   return std::string(slash ? slash + 1 : where.file) + ":" + std::to_string(where.line);
@@ -270,6 +274,13 @@ void wait_until(std::function<bool()> ready, const char* what, Where where) {
   if (ready()) return;
   pollers.push_back({self, std::move(ready)});
   wait_here(what, where);
+}
+
+void may_spin() {
+  constexpr int kOften = 64;
+  if (++self->atomics % kOften) return;
+  make_ready(self);
+  give_way();
 }
 
 void later(std::function<void()> work) { unfinished.push_back(std::move(work)); }
@@ -304,14 +315,19 @@ void run_grid(const char* name, dim3 grid, dim3 block, size_t dynamic_bytes, boo
   random_state = settings.seed * 0x9E3779B97F4A7C15ull + 88172645463325252ull;
   observer::launch_begins();
   const FaultHandler faults;  // an access that the hardware refuses becomes a failure of the launch
-  for (uint64_t number = 0; number < blocks; ++number) {
+  // Under a seed blocks come in a random order too: step is coprime to their number, so that each comes once.
+  uint64_t number = settings.seed ? random_below(blocks) : 0, step = 1;
+  if (settings.seed) do
+      step = 1 + random_below(blocks);
+    while (std::gcd(step, blocks) != 1);
+  for (uint64_t begun = 1; begun <= blocks; ++begun, number = (number + step) % blocks) {
     const uint3 index = {unsigned(number % grid.x), unsigned(number / grid.x % grid.y),
                          unsigned(number / (uint64_t(grid.x) * grid.y))};
     if (pool.size() <= running.size()) pool.push_back(std::make_unique<Block>());
     Block& next = *pool[running.size()];
     running.push_back(&next);
     start_block(next, index, int64_t(number), dynamic_bytes);
-    if (!cooperative || number + 1 == blocks) run_blocks();
+    if (!cooperative || begun == blocks) run_blocks();
   }
 }
 

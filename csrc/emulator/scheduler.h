@@ -13,6 +13,6 @@ void make_ready(Thread* thread);
 void give_way();  // another thread runs; returns when it is the calling thread's turn again
 void wait_here(const char* what, Where where);
 
-void left(Block& block);  // by a thread that has returned
+void left(Thread& thread);  // it has returned: nobody waits for it any more
 
 }  // namespace minigpt::emulator

@@ -16,7 +16,8 @@ void plain(const void* address, size_t bytes, bool write, const void* code) {
 void word(const void* address, size_t bytes, bool write, const void* code) {
   plain(address, bytes, write, code);
   if (self && bytes <= 8 && reinterpret_cast<uintptr_t>(address) % bytes)
-    fail(std::string("misaligned ") + (write ? "store" : "load") + " of " + std::to_string(bytes) + " bytes",
+    fail(std::string("misaligned ") + (write ? "store" : "load") + " of " + std::to_string(bytes) + " bytes, at " +
+             place_of(code),
          where_is(code));
 }
 

@@ -104,7 +104,10 @@ def main() -> int:
     except ImportError as error:
         return fail(f"torch is needed to reach the GPU: {error}")
     if not torch.cuda.is_available():
-        return fail("there is no GPU that torch can use; nothing was recorded")
+        return fail(
+            "there is no GPU that torch can use; nothing was recorded. What a GPU records is copied to "
+            "tests/emulator/conformance/golden.json and committed; CI then replays it"
+        )
     if not shutil.which("nvcc"):
         return fail("nvcc is not on PATH; nothing was recorded")
 

@@ -41,6 +41,19 @@ def assert_equal_bits(results: dict[str, Tensor], wanted: dict[str, Tensor], why
         assert t.shape == wanted[name].shape and torch.equal(bits(t), bits(wanted[name])), f"{name} {why}"
 
 
+def what_the_race_checker_says(run: Callable[[], object]) -> str:
+    """Wrong values name no line of the kernel; where a synchronisation is missing the race checker does."""
+    try:
+        torch.manual_seed(0)
+        with mg.backend("emulated", check="race"):
+            run()
+    except mg.emulator.EmulatorError as error:
+        return f"\n  and in the race checker: {error}"
+    except AssertionError:
+        pass  # the same wrong values, and no race
+    return ""
+
+
 def run_on_every_schedule(case: object, run: Callable[[], dict[str, Tensor] | Tensor]) -> dict[str, Tensor]:
     """What run() gives under the emulator, the same on every schedule. run makes its inputs and judges its results.
 
@@ -58,6 +71,7 @@ def run_on_every_schedule(case: object, run: Callable[[], dict[str, Tensor] | Te
         except (AssertionError, mg.emulator.EmulatorError) as error:
             raise AssertionError(
                 f'{error}\n  case: {case}\n  repeat it in: mg.backend("emulated", check={check!r}, seed={seed})'
+                + ("" if isinstance(error, mg.emulator.EmulatorError) else what_the_race_checker_says(run))
             ) from error
         if check == "race":
             count.checked += 1

@@ -90,6 +90,18 @@ def test_large_scores(dtype):
     run_on_every_schedule(f"attention {name_of(dtype)} large scores", large)
 
 
+def test_scores_far_below_zero():
+    """The highest of them is the one that counts."""
+
+    def low():
+        inputs, g = Case(1, 5, 70, 1, 1, 16).inputs()
+        inputs["q"] = torch.full_like(inputs["q"], 20.0)
+        inputs["k"] = inputs["k"] / 100 - 2
+        return check(inputs, g)
+
+    run_on_every_schedule("attention scores far below zero", low)
+
+
 def test_growing_scores_rescale_what_was_summed():
     """Each tile of keys holds a new highest score, so that every sum so far is rescaled; and one where none does."""
     for order in (1, -1):

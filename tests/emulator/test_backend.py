@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -111,6 +112,30 @@ print(library("emulated+race").seed)
         MINIGPT_EMULATOR_SEED="7",
     )
     assert done.stdout.split() == ["1", "0", "7"], done.stderr
+
+
+def test_a_kernel_of_ones_own_runs_as_is_chosen(monkeypatch):
+    """compile and call ask mg.backend; what they are told themselves goes before it."""
+    source = Path(__file__).parent / "kernels" / "features.cu"
+
+    def last(library, **options):
+        x = torch.zeros(1, dtype=torch.int32)
+        library.call("last_wins", x, **options)
+        return x.item()
+
+    with mg.backend(check="race"):
+        assert hasattr(mg.emulator.compile(source).c, "minigpt_emulator_count")
+        plain = mg.emulator.compile(source, check="none")
+        assert not hasattr(plain.c, "minigpt_emulator_count")
+    assert not hasattr(mg.emulator.compile(source).c, "minigpt_emulator_count")
+    seed = next(seed for seed in range(1, 99) if last(plain, seed=seed) != 95)
+    with mg.backend(seed=seed):
+        assert last(plain) == last(plain, seed=seed) != 95 == last(plain, seed=0)
+    assert last(plain) == 95
+    monkeypatch.setattr(sys.modules["minigpt_ext.backend"], "environment_error", ValueError("MINIGPT_EMULATOR_SEED is"))
+    for asks in (lambda: mg.emulator.compile(source), lambda: last(plain)):
+        with pytest.raises(ValueError, match="MINIGPT_EMULATOR_SEED is"):
+            asks()
 
 
 def test_a_wrong_variable_is_told_by_the_first_op():

@@ -105,6 +105,20 @@ def test_growing_scores_rescale_what_was_summed():
         run_on_every_schedule(f"decode_attention growing scores {order}", growing)
 
 
+@pytest.mark.parametrize("length", [40, 600])
+def test_scores_far_below_zero(length):
+    """The highest of them is the one that counts, in a single split and where splits are merged."""
+
+    def low():
+        batch = Batch([length], [1], H=1, D=16)
+        batch.q = [torch.full_like(batch.q[0], 20.0)]
+        batch.k = [batch.k[0] / 100 - 2]
+        write(batch.caches[0], batch.table, 0, batch.k[0])
+        return batch.check()
+
+    run_on_every_schedule(f"decode_attention scores far below zero {length}", low)
+
+
 def test_sequences_without_tokens_give_zeros():
     def zeros():
         out = Batch([0, 2, 0], [4] * 3).run().view(3, 4, 2, 8)

@@ -13,8 +13,10 @@ __global__ void deadlock_kernel(float* x) {
 }
 
 __global__ void absent_lane_kernel(float* x) {
-  if (threadIdx.x == 3) return;
-  x[threadIdx.x] = __shfl_sync(~0u, x[threadIdx.x], 0);  // absent lane
+  if (threadIdx.x == 3)
+    __syncthreads();
+  else
+    x[threadIdx.x] = __shfl_sync(~0u, x[threadIdx.x], 0);  // absent lane
 }
 
 __global__ void divergence_kernel(float* x) {
@@ -175,6 +177,7 @@ OF_X_AND_I(dynamic_write, 100)
 
 extern "C" void read_at(float* x, int64_t i) { LAUNCH(read, 1, 1, 0, x, i); }
 extern "C" void write_at(float* x, int64_t i) { LAUNCH(write, 1, 1, 0, x, i); }
+extern "C" void write_to(int64_t address) { LAUNCH(write, 1, 1, 0, reinterpret_cast<float*>(address), int64_t{0}); }
 extern "C" void wide(float* x, int64_t i) { LAUNCH(wide, 1, 1, 0, x, i); }
 extern "C" void write_byte(char* x, int64_t i) { LAUNCH(write_byte, 1, 1, 0, x, i); }
 extern "C" void misaligned_word(char* x) { LAUNCH(misaligned_word, 1, 1, 0, x); }
