@@ -29,14 +29,15 @@ OUTPUTS = [text for text in BLOCKS if text.startswith(("tensor", "CUDA emulator"
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
-    """Runs the page's program on a kernel, in this process, and gives what it prints."""
+    """Runs the page's program on a kernel, and more behind it, in this process, and gives what they print."""
 
-    def run(kernel: str, *options: str) -> str:
+    def run(kernel: str, *options: str, more: str = "") -> str:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", ["row_sum.py", *options])
         (tmp_path / "row_sum.cu").write_text(kernel)
         (tmp_path / "row_sum.py").write_text(PROGRAM)
-        runpy.run_path("row_sum.py")
+        names = runpy.run_path("row_sum.py")
+        exec(more, names)
         return capsys.readouterr().out
 
     return run
@@ -63,6 +64,11 @@ def test_the_page_says_four_outputs():
 )
 def test_what_the_page_prints(run, kernel, options, output):
     assert run(kernel, *options) == OUTPUTS[output]
+
+
+def test_what_the_kernel_asks_of_memory(run):
+    counting, counts = block("with mg.emulator.counted(kernels)"), block("row_sum.cu:8 global load")
+    assert run(KERNEL, "--race", more=counting) == OUTPUTS[0] + counts
 
 
 @pytest.mark.slow
