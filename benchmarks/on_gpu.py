@@ -97,6 +97,8 @@ def describe(options: argparse.Namespace) -> int:
         print(f"{stage.name}: {bound(stage)}" + (f", into {stage.file}" if stage.file else ""))
         print("\n".join(f"  {on_gpu_files.without_own_paths(str(step))}" for step in stage.steps))
     print(f"{len(stages)} stages would run, with files on the way in WORK; nothing has run.")
+    most = sum(step.seconds for stage in stages for step in stage.steps)
+    print(f"All bounds together: {most:,} s, {most / 3600:.1f} hours.")
     return 0
 
 
@@ -116,6 +118,8 @@ def prepare(out: Path, sources_now: str, again: bool) -> None:
         raise OSError(f"--out {out}: {error.strerror}") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"--out {out}: its summary.json cannot be read ({error}); choose another folder") from None
+    if kept is not None and not is_summary(kept):
+        raise ValueError(f"--out {out}: its summary.json is none of this command's; choose another folder")
     if kept is None or kept["sources"] == sources_now:
         return
     if not again:
@@ -125,6 +129,18 @@ def prepare(out: Path, sources_now: str, again: bool) -> None:
         )
     for name in FILES:
         (out / name).unlink(missing_ok=True)
+
+
+def is_summary(kept: Any) -> bool:
+    """Whether it has the form that on_gpu_engine.Run gives it."""
+    forms = {"sources": str, "commit": str, "machine": dict, "stages": dict}
+    if not isinstance(kept, dict) or not all(isinstance(kept.get(name), form) for name, form in forms.items()):
+        return False
+    stages = kept["stages"].values()
+    if not all(isinstance(stage, dict) and isinstance(stage.get("steps"), dict) for stage in stages):
+        return False
+    steps = [step for stage in stages for step in stage["steps"].values()]
+    return all(isinstance(step, dict) and "status" in step for step in steps)
 
 
 def commit() -> str:

@@ -145,6 +145,13 @@ def implementation(op: str, device: torch.device) -> str:
     return "kernels" if _usable[device] else "torch"
 
 
+def emulation() -> tuple[str, int]:
+    """The check and the seed the emulator is to run with now. Raises ValueError for a wrong environment variable."""
+    if environment_error:
+        raise environment_error
+    return _emulation["check"], _emulation["seed"]
+
+
 def library(implementation: str):
     """The ops of an implementation other than torch's, by the names of their schemas."""
     if implementation == "kernels":

@@ -1,5 +1,6 @@
 """`minigpt profile`: where the time of an op, of training or of generation goes."""
 
+import re
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -87,6 +88,8 @@ def profile(
     given = {"--shape": shape, "--quick": quick or None, "--preset": preset, "--batch-size": batch_size}
     given |= {"--prompt": prompt, "--tokens": tokens, "--range": range_, "--trace": trace, "--arch": arch}
     _refuse_what_means_nothing(what, name, [option for option, value in given.items() if value is not None])
+    if arch is not None and not re.fullmatch(r"[1-9]\d?\.\d[af]?", arch):
+        raise UserError(f"--arch: expected a compute capability as 8.0, 9.0a or 10.0, got {arch!r}")
     if trace is not None and trace.is_dir():
         raise UserError(f"--trace {trace}: that is a folder, not a file")
     if trace is not None and not trace.resolve().parent.is_dir():
@@ -116,8 +119,16 @@ def profile(
         raise typer.Exit(1) from error
     except ValueError as error:
         raise UserError(str(error)) from error
+    except BrokenPipeError:  # `minigpt profile ... | head`: nobody reads on, and typer ends quietly
+        raise
     except OSError as error:
-        raise UserError(f"--trace: {error.filename}: {error.strerror}") from error
+        raise UserError(_told(error, job.trace)) from error
+
+
+def _told(error: OSError, trace: Path | None) -> str:
+    text = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    of_trace = trace is not None and error.filename and Path(error.filename).resolve().parent == trace.resolve().parent
+    return f"--trace: {text}" if of_trace else text
 
 
 def _place_and_tool(what: str, device: str | None, tool: str | None) -> tuple[str, str]:

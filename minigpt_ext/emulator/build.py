@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -25,11 +26,16 @@ from .headers import cuda_include_folders, cuda_version
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
 KEPT_FOR_DAYS = 30
 FLAGS = ["-std=c++20", "-O1", "-g", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing", "-DMINIGPT_CUDA_EMULATOR"]
+HINT = (
+    'hint: `kernel<<<grid, block>>>(x)` is written launch("kernel", kernel, grid, block, 0, nullptr, x), and '
+    '`__shared__ float part[64]` SHARED(float[64], part); both are in #include "common/device.cuh". See '
+    "csrc/emulator/README.md"
+)
 WARNINGS = ["-Wall", "-Wno-unknown-pragmas", "-Wno-psabi", "-Wno-ignored-attributes"]
 
 
 class BuildError(RuntimeError):
-    """The emulator cannot be built here: no compiler, no CUDA headers, or an error in a source."""
+    """The emulator cannot be built here: no compiler, no CUDA headers, no room to write, or an error in a source."""
 
 
 def cache_folder() -> Path:
@@ -89,24 +95,83 @@ def run(command: list[str], what: str) -> None:
 
 @contextlib.contextmanager
 def written_whole(file: Path):
-    """A name beside `file` to write to, which becomes `file` at the end: nobody ever reads half of one."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=file.parent, prefix=".building-") as folder:
-        part = Path(folder, file.name)
+    """A name beside `file` to write to, which becomes `file` at the end: nobody ever reads half of one.
+
+    Raises BuildError where nothing can be written there.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(dir=file.parent, prefix=".building-")
+    except OSError as error:
+        raise BuildError(
+            f"the cache {file.parent} cannot be written ({error.strerror}); name another folder in MINIGPT_CACHE"
+        ) from None
+    with folder:
+        part = Path(folder.name, file.name)
         yield part
         part.replace(file)
 
 
-def build_library(name: str, sources: list[Path], flags: list[str], link: list[str], *, checked: bool) -> Path:
-    """The shared library of `sources` (.cu and .cpp) and the emulator, compiled where the cache does not hold it.
+def is_whole(file: Path) -> bool:
+    """Whether an ELF file is there to its end, where the table of its sections is; a full disk may have cut it."""
+    try:
+        with file.open("rb") as opened:
+            header = opened.read(64)
+        if len(header) < 64 or not header.startswith(b"\x7fELF"):
+            return False
+        table, entry_bytes, entries = *struct.unpack_from("<Q", header, 40), *struct.unpack_from("<HH", header, 58)
+        return file.stat().st_size >= table + entry_bytes * entries
+    except OSError:  # what keeps it from being written is told then
+        return False
+
+
+def touch(file: Path) -> None:
+    """Notes that it was used. A cache that may only be read is as good."""
+    with contextlib.suppress(PermissionError):
+        os.utime(file)
+
+
+def jobs_at_once() -> int:
+    text = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
+    if not text.isdecimal() or int(text) == 0:
+        raise BuildError(f"MAX_JOBS must be a number of compilers from 1 on, got {text!r}")
+    return int(text)
+
+
+def options_for_all() -> list[str]:
+    extra = os.environ.get("MINIGPT_EMULATOR_FLAGS", "").split()  # such as -O0, for a debugger
+    return [*FLAGS, *WARNINGS, *extra, *(f"-I{folder}" for folder in cuda_include_folders()), f"-I{CSRC}"]
+
+
+def preprocess_command(source: Path) -> list[str]:
+    """What prints a source as the compiler sees it, its macros expanded."""
+    return [*compiler()[0], *options_for_all(), "-x", "c++", "-E", str(source)]
+
+
+def compile_object(command: list[str], source: Path, target: Path) -> None:
+    """Raises BuildError with the compiler's message; of plain CUDA, with how that is written here."""
+    with written_whole(target) as part:
+        try:
+            run([*command, "-x", "c++", "-c", str(source), "-o", str(part)], f"compiling {source.name}")
+        except BuildError as error:
+            if "<<<" in (text := source.read_text()) or "__shared__" in text:
+                raise BuildError(f"{error}\n{HINT}") from None
+            raise
+
+
+def build_library(
+    name: str, sources: list[Path], flags: list[str], link: list[str], *, checked: bool, again: bool = False
+) -> Path:
+    """The shared library of `sources` (.cu and .cpp) and the emulator, compiled where the cache does not hold it whole.
 
     checked: the checking build. Its kernels are instrumented as for ThreadSanitizer; the emulator itself never is.
+    again: whatever the cache holds.
     Raises BuildError.
     """
     find_sources()
     command, version = compiler()
-    extra = os.environ.get("MINIGPT_EMULATOR_FLAGS", "").split()  # such as -O0, for a debugger
-    common = [*FLAGS, *WARNINGS, *extra, *(f"-I{folder}" for folder in cuda_include_folders()), f"-I{CSRC}"]
+    at_once = jobs_at_once()
+    common = options_for_all()
     own = sorted((CSRC / "emulator").glob("*.cpp"))
     left_out = set() if checked else {"counters.cpp", "race.cpp", "tsan.cpp"}
     own = [source for source in own if source.name not in {"library.cpp", *left_out}]
@@ -130,11 +195,14 @@ def build_library(name: str, sources: list[Path], flags: list[str], link: list[s
         )
         jobs.append((source, options, folder / "objects" / f"{source.stem}-{key}.o"))
     library = folder / f"{name}-{digest(link, *(object for *_, object in jobs))}.so"
-    if library.exists():
-        os.utime(library)
+    if is_whole(library) and not again:
+        touch(library)
         return library
 
-    missing = [job for job in jobs if not job[2].exists()]
+    missing = [job for job in jobs if again or not is_whole(job[2])]
+    for file in (library, *(target for *_, target in missing)):
+        if os.path.exists(file):  # unlike Path.exists also where a folder cannot be read
+            print(f"minigpt_ext: {file} cannot be used, and is built again", file=sys.stderr)
     began = time.monotonic()
     if missing:
         files = "1 file" if len(missing) == 1 else f"{len(missing)} files"
@@ -142,28 +210,31 @@ def build_library(name: str, sources: list[Path], flags: list[str], link: list[s
 
     def compile_one(job: tuple[Path, list[str], Path]) -> None:
         source, options, target = job
-        with written_whole(target) as part:
-            run([*command, *options, "-x", "c++", "-c", str(source), "-o", str(part)], f"compiling {source.name}")
+        compile_object([*command, *options], source, target)
 
     try:
-        with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(at_once) as pool:
             list(pool.map(compile_one, missing))
         with written_whole(library) as part:
             objects = [str(target) for *_, target in jobs]
             run([*command, "-shared", "-Wl,-z,defs", *objects, *link, "-ldl", "-o", str(part)], f"linking {name}")
+    except BuildError as error:  # a pool's traceback tells nothing about a kernel
+        raise error.with_traceback(None) from None
     finally:
         if missing:
             print(f" {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     for *_, target in jobs:
-        os.utime(target)
+        touch(target)
     remove_old(folder)
     return library
 
 
 def remove_old(folder: Path) -> None:
-    """What has not been used for a month goes."""
-    oldest = time.time() - KEPT_FOR_DAYS * 86400
-    for file in (*folder.glob("*.so"), *(folder / "objects").glob("*.o")):
-        with contextlib.suppress(FileNotFoundError):
-            if file.stat().st_mtime < oldest:
-                file.unlink()
+    """What has not been used for a month goes, and what a build that was killed has left for a day."""
+    now = time.time()
+    kept_for = {"*.so": KEPT_FOR_DAYS, "objects/*.o": KEPT_FOR_DAYS, ".building-*": 1, "objects/.building-*": 1}
+    for pattern, days in kept_for.items():
+        for path in folder.glob(pattern):
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_mtime < now - days * 86400:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -5,7 +5,6 @@ import ctypes
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 
 from .build import BuildError
@@ -124,14 +123,13 @@ def _launches(library: Library) -> list[Launches]:
     return found
 
 
-@cache
-def _known(library: Path) -> dict[int, list[tuple[str, str, int]]]:
-    return {}
+_Chain = list[tuple[str, str, int]]
+_known: dict[Path, dict[int, _Chain]] = {}  # library -> address -> its chain: a library at a path never changes
 
 
-def _chains(library: Path, addresses: list[int]) -> dict[int, list[tuple[str, str, int]]]:
+def _chains(library: Path, addresses: list[int]) -> dict[int, _Chain]:
     """(function, file, line) of each address, from the innermost inlined function out to the kernel."""
-    known = _known(library)
+    known = _known.setdefault(library, {})
     if missing := sorted({address for address in addresses if address not in known}):
         command = ["addr2line", "-a", "-f", "-C", "-i", "-e", str(library)]
         try:
@@ -140,7 +138,7 @@ def _chains(library: Path, addresses: list[int]) -> dict[int, list[tuple[str, st
             )
         except FileNotFoundError:
             raise BuildError("telling the lines of a kernel needs binutils' addr2line, and there is none") from None
-        chain: list[tuple[str, str, int]] = []
+        chain: _Chain = []
         lines = iter(told.stdout.splitlines())
         for line in lines:  # an address; then a function and a place, once for each function it is inlined into
             if line.startswith("0x"):

@@ -2,16 +2,20 @@
 
 import contextlib
 import ctypes
+import itertools
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from .build import CSRC, build_library
+from ..backend import CHECKS, emulation
+from .build import CSRC, BuildError, build_library
+from .launchers import Launcher, launchers_of
 
 _lock = threading.RLock()  # one launch at a time
 
@@ -45,10 +49,14 @@ _spent = {False: Statistics(), True: Statistics()}
 
 
 class Library:
-    """A loaded shared library of kernels with the emulator in it."""
+    """A loaded shared library of kernels with the emulator in it. launchers: what `call` can call, by name.
+
+    Raises OSError where the file cannot be loaded.
+    """
 
     def __init__(self, path: Path):
         self.path = path
+        self.launchers: dict[str, Launcher] = {}
         self.c = ctypes.CDLL(str(path))
         self.c.minigpt_emulator_seed.argtypes = [ctypes.c_uint64]
         self.c.minigpt_emulator_failure.restype = ctypes.c_void_p
@@ -71,24 +79,40 @@ class Library:
         self.c.minigpt_emulator_statistics(four)
         return list(four)
 
-    def call(self, launcher: str, *arguments: Tensor | int, seed: int = 0) -> None:
-        """Calls `extern "C" void launcher(...)`, whose parameters are pointers and integers (int64_t), up to 12.
+    def call(self, launcher: str, *arguments: Tensor | int, seed: int | None = None) -> None:
+        """Calls `extern "C" void launcher(...)`, whose parameters are pointers and integers, up to 12.
 
         A tensor (on the CPU, of any strides) is handed over as a pointer to its place in device memory, and changed
-        where the kernel writes to it. Raises EmulatorError; TypeError for another kind of argument; AttributeError
-        where there is no such launcher.
+        where the kernel writes to it; one that is handed over twice has one place. 0 for a pointer is a null pointer.
+        seed: of the order in which the threads run, 0 to 2^63 - 1; by default that of `mg.backend(seed=...)` or
+            MINIGPT_EMULATOR_SEED.
+        Raises EmulatorError; AttributeError where the sources have no such launcher; TypeError for other arguments than
+        it takes; OverflowError for an integer that does not fit; ValueError for a seed that is none, and for two
+        tensors that share some elements but are not the same.
         """
+        if launcher not in self.launchers:
+            known = ", ".join(map(str, self.launchers.values())) or "none"
+            raise AttributeError(
+                f'there is no launcher {launcher!r}; there are {known}. A launcher is a function that is extern "C"'
+            )
+        if seed is None:
+            _, seed = emulation()
+        if not isinstance(seed, int) or not 0 <= seed < 2**63:
+            raise ValueError(f"{launcher}: seed must be an integer from 0 (in order) up to 2^63 - 1, got {seed!r}")
+        self.launchers[launcher].check(arguments)
+        _refuse_overlaps(launcher, arguments)
         function = getattr(self.c, launcher)
-        if len(arguments) > 12:
-            raise TypeError(f"{launcher}: at most 12 arguments, got {len(arguments)}")
-        for i, argument in enumerate(arguments):
-            if isinstance(argument, Tensor) and argument.device.type != "cpu":
-                raise TypeError(f"{launcher}: argument {i} is on {argument.device}; the emulator takes CPU tensors")
-            if not isinstance(argument, Tensor | int):
-                raise TypeError(f"{launcher}: argument {i} must be a tensor or an int, got {type(argument).__name__}")
         with _lock:
             self.c.minigpt_emulator_seed(seed)
-            values = [self._on_device(a) if isinstance(a, Tensor) else a for a in arguments]
+            places: dict[tuple, int] = {}  # a tensor handed over twice is one place
+            values = []
+            for argument in arguments:
+                if isinstance(argument, Tensor):
+                    key = _identity(argument)
+                    if key not in places:
+                        places[key] = self._on_device(argument)
+                    argument = places[key]
+                values.append(argument)
             values += [0] * (12 - len(values))
             error = self.c.minigpt_emulator_call(ctypes.cast(function, ctypes.c_void_p), (ctypes.c_int64 * 12)(*values))
             if error:
@@ -111,6 +135,56 @@ class Library:
         return place.value or 0
 
 
+def _identity(t: Tensor) -> tuple:
+    return t.data_ptr(), tuple(t.shape), t.stride(), t.dtype
+
+
+def _refuse_overlaps(launcher: str, arguments: Sequence[Tensor | int]) -> None:
+    """Raises ValueError for two views that share elements: each would have a place of its own on the device."""
+    tensors = [(i, t) for i, t in enumerate(arguments) if isinstance(t, Tensor) and t.numel()]
+    for (i, a), (j, b) in itertools.combinations(tensors, 2):
+        if _identity(a) != _identity(b) and _share_bytes(a, b):
+            raise ValueError(
+                f"{launcher}: arguments {i} and {j} are different views of the same elements, of shapes "
+                f"{tuple(a.shape)} and {tuple(b.shape)}; pass one of them"
+            )
+
+
+def _share_bytes(a: Tensor, b: Tensor) -> bool:
+    begins = [t.data_ptr() for t in (a, b)]
+    ends = [
+        begin + t.element_size() * (1 + sum((n - 1) * step for n, step in zip(t.shape, t.stride(), strict=True)))
+        for begin, t in zip(begins, (a, b), strict=True)
+    ]
+    if max(begins) >= min(ends):
+        return False
+    # The columns of one matrix lie between each other and share nothing: so mark the bytes of one, look at the other's.
+    marks = torch.zeros(max(ends) - min(begins), dtype=torch.bool)
+
+    def bytes_of(t: Tensor) -> Tensor:
+        sizes = [n if step else 1 for n, step in zip(t.shape, t.stride(), strict=True)]
+        size = t.element_size()
+        strides = [size * step for step in t.stride()]
+        return marks.as_strided((*sizes, size), (*strides, 1), t.data_ptr() - min(begins))
+
+    bytes_of(a).fill_(True)
+    return bool(bytes_of(b).any())
+
+
+def load(name: str, sources: list[Path], flags: list[str], link: list[str], checked: bool) -> Library:
+    """Builds a library and loads it; one in the cache that cannot be loaded is built again, once. Raises BuildError."""
+    path = build_library(name, sources, flags, link, checked=checked)
+    try:
+        return Library(path)
+    except OSError as error:
+        print(f"minigpt_ext: {error}", file=sys.stderr)
+    path = build_library(name, sources, flags, link, checked=checked, again=True)
+    try:
+        return Library(path)
+    except OSError as error:
+        raise BuildError(f"{name} was built, and cannot be loaded: {error}") from None
+
+
 class Ops:
     """The ops of csrc/ops.h on the emulated CUDA kernels, by name."""
 
@@ -128,9 +202,7 @@ class Ops:
         sources = [CSRC / "emulator" / "library.cpp"]
         sources += sorted(CSRC.glob("*/*_op.cpp")) + sorted(CSRC.glob("*/*_cuda.cu"))
         link = [f"-L{torch_folder / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
-        self.library = Library(
-            build_library("race checker" if checked else "emulator", sources, flags, link, checked=checked)
-        )
+        self.library = load("race checker" if checked else "emulator", sources, flags, link, checked)
         self.namespace = getattr(torch.ops, namespace)
 
     def __getattr__(self, name: str) -> Callable:
@@ -176,20 +248,26 @@ def statistics(*, checked: bool = False) -> Statistics:
     return spent
 
 
-def compile(*sources: str | Path, check: str = "none") -> Library:
+def compile(*sources: str | Path, check: str | None = None) -> Library:
     """Compiles .cu files of your own with the emulator. They may include csrc's headers ("common/device.cuh" ...).
 
-    check: "race" for the checking build. Launchers are `extern "C"` functions; see Library.call.
+    check: "race" for the checking build, "none" for the faster one; by default that of `mg.backend(check=...)` or
+        MINIGPT_EMULATOR_CHECK. Launchers are `extern "C"` functions; see Library.call.
     Raises BuildError with the compiler's message, FileNotFoundError, ValueError.
     """
-    if check not in ("none", "race"):
+    if check is None:
+        check, _ = emulation()
+    if check not in CHECKS:
         raise ValueError(f"compile: check must be 'none' or 'race', got {check!r}")
+    if not sources:
+        raise ValueError("compile: name at least one .cu file")
     files = [Path(source).resolve() for source in sources]
     for file in files:
         if not file.is_file():
             raise FileNotFoundError(f"compile: there is no file {file}")
-    path = build_library(files[0].stem, files, ["-fvisibility=default"], [], checked=check == "race")
-    return Library(path)
+    library = load(files[0].stem, files, ["-fvisibility=default"], [], check == "race")
+    library.launchers = launchers_of(files)
+    return library
 
 
 @contextlib.contextmanager

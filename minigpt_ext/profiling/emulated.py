@@ -47,9 +47,9 @@ def profile(job: Job) -> None:
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"--shape {job.shape or case.shape}: {error}") from error
     print(f"{job.what} {case.shape}, {job.dtype}, in the emulator\n")
-    known = _resources(job)
+    known = _resources(job) if launches else {}
     for launch in launches:
-        print("\n".join([_heading(launch), line_table(launch.lines), *_resource_lines(launch, known), ""]))
+        print("\n".join([_heading(launch), line_table(launch.lines), *_resource_lines(launch, known, job.arch), ""]))
     print(formula_text(launches, work_of_case(case)))
     print(f"\n{READING}")
 
@@ -83,16 +83,18 @@ def formula_text(launches: Sequence[Launches], works: Mapping[str, Work]) -> str
         of_pass = [launch for launch in launches if pass_of(launch.kernel) == name]
         touched = sum(launch.bytes_read + launch.bytes_written for launch in of_pass)
         asked = sum(launch.bytes_asked_for for launch in of_pass)
+        if not of_pass:
+            paragraphs.append(f"{name}: {work.text} by the formula; no kernel was launched")
+            continue
         if work.ceiling == "gemm":
             flops = sum(launch.tensor_flops for launch in of_pass)
-            text = (
-                f"{work.text} by the formula, {work.amount / touched:,.1f} FLOPs for each of {_mb(touched)} touched; "
-            )
+            each = f"{work.amount / touched:,.1f} FLOPs for each of " if touched else ""
+            text = f"{work.text} by the formula, {each}{_mb(touched)} touched; "
             text += f"tensor cores do {flops / work.amount:.2f}x the formula" if flops else "none by tensor cores"
-            more = f"asked for are {_mb(asked)}, {asked / touched:.2f}x what is touched"
+            more = f"asked for are {_mb(asked)}" + (f", {asked / touched:.2f}x what is touched" if touched else "")
         else:
-            text = f"{_mb(work.amount)} by the formula; touches {_mb(touched)}, {touched / work.amount:.2f}x"
-            more = f"asks for {_mb(asked)}, {asked / work.amount:.2f}x"
+            text = f"{_mb(work.amount)} by the formula; touches {_mb(touched)}{_times(touched, work.amount)}"
+            more = f"asks for {_mb(asked)}{_times(asked, work.amount)}"
         paragraphs.append(f"{name}: {text}; {more}")
     paragraphs.append(
         "Touched: each byte once a launch. What is asked for again a GPU's caches serve, as far as they hold it."
@@ -104,7 +106,9 @@ def _heading(launch: Launches) -> str:
     grid, block = (" x ".join(str(n) for n in sizes if n > 1) or "1" for sizes in (launch.grid, launch.block))
     shared = f"{launch.static_bytes + launch.dynamic_bytes:,} bytes of shared memory ({launch.dynamic_bytes:,} dynamic)"
     times = f", {launch.launches} times" if launch.launches > 1 else ""
-    return f"{short_name(launch.function) or launch.kernel}: {grid} blocks of {block} threads, {shared}{times}"
+    blocks = "block" if grid == "1" else "blocks"
+    threads = "thread" if block == "1" else "threads"
+    return f"{short_name(launch.function) or launch.kernel}: {grid} {blocks} of {block} {threads}, {shared}{times}"
 
 
 def _resources(job: Job) -> dict[str, Resources]:
@@ -114,12 +118,12 @@ def _resources(job: Job) -> dict[str, Resources]:
         return {}
     try:
         return resources(job.what, job.arch, nvcc)
-    except ToolFailed as error:
+    except (ToolFailed, BuildError) as error:
         print(f"Registers and occupancy are left out: {error}\n")
         return {}
 
 
-def _resource_lines(launch: Launches, known: Mapping[str, Resources]) -> list[str]:
+def _resource_lines(launch: Launches, known: Mapping[str, Resources], arch: str) -> list[str]:
     kernel = known.get(short_name(launch.function))
     if kernel is None:
         return []
@@ -128,15 +132,22 @@ def _resource_lines(launch: Launches, known: Mapping[str, Resources]) -> list[st
     for capability in SHARED_BYTES:
         of = occupancy(capability, threads, kernel.registers, kernel.static_bytes + launch.dynamic_bytes)
         limits = " and ".join(of.limits)
-        text = f"{of.blocks} block(s), {of.warps} warps, {of.share:.0%} of most; limited by {limits}"
+        blocks = "1 block" if of.blocks == 1 else f"{of.blocks} blocks"
+        warps = "1 warp" if of.warps == 1 else f"{of.warps} warps"
+        text = f"{blocks}, {warps}, {of.share:.0%} of most; limited by {limits}"
         held.setdefault(text, []).append(capability)
     spilled = f"{kernel.spilled_bytes} bytes spilled" if kernel.spilled_bytes else "none spilled"
-    lines = [f"{kernel.registers} registers a thread, {spilled}; with so many, a multiprocessor holds"]
+    target = f"sm_{arch.replace('.', '')}"
+    lines = [f"{kernel.registers} registers a thread, {spilled}; with the registers of {target} a multiprocessor holds"]
     return lines + [f"  {', '.join(capabilities)}: {text}" for text, capabilities in held.items()]
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.0f}%" if share in (0, 1) else f"{min(100 * share, 99.9):.1f}%"
+
+
+def _times(amount: float, formula: float) -> str:
+    return f", {amount / formula:.2f}x" if formula else ""
 
 
 def _mb(nbytes: float) -> str:

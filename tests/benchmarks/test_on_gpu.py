@@ -69,7 +69,8 @@ def test_the_dry_run_tells_every_command_and_runs_none(tmp_path: Path) -> None:
         assert any(f"--kernel-name 'regex:^{op}_'" in line for line in commands)
     for name in BENCHMARKS:
         assert sum(f"bench {name} --device cuda --dtype" in line and "--compile" not in line for line in commands) == 2
-    assert str(ROOT) not in result.stdout and result.stdout.endswith("nothing has run.\n")
+    assert str(ROOT) not in result.stdout and "nothing has run.\n" in result.stdout
+    assert result.stdout.splitlines()[-1].startswith(f"All bounds together: {sum(bounds):,} s, ")
 
 
 def test_the_dry_run_of_some_stages() -> None:
@@ -125,6 +126,26 @@ def test_sources_are_what_results_depend_on(monkeypatch, tmp_path: Path) -> None
         assert after_writing(name, "1") == first
     seen = {first, after_writing("csrc/gelu/gelu.cuh", "y"), after_writing("tests/ops/test_gelu.py", "y")}
     assert len(seen | {after_writing("benchmarks/on_gpu.sh", "y")}) == 4
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("[]", "{}", "5", '{"sources": 5}'),
+        '{"sources": "a", "commit": "b", "machine": {}, "stages": {"build": 1}}',
+        '{"sources": "a", "commit": "b", "machine": {}, "stages": {"build": {"steps": {"x": 1}}}}',
+    ],
+)
+def test_a_summary_of_another_form(tmp_path: Path, text: str) -> None:
+    (tmp_path / "summary.json").write_text(text)
+    for options in ([], ["--again"]):
+        result = on_gpu("--out", str(tmp_path), *options)
+        assert result.returncode == 2 and result.stdout == ""
+        assert (
+            result.stderr
+            == f"error: --out {tmp_path}: its summary.json is none of this command's; choose another folder\n"
+        )
+    assert (tmp_path / "summary.json").read_text() == text
 
 
 def test_a_summary_that_is_none(tmp_path: Path) -> None:

@@ -111,14 +111,20 @@ def test_what_may_be_handed_to_a_launcher(library):
         library.call("votes", int32(64, 3), 3.0)
     with pytest.raises(TypeError, match=r"^votes\(unsigned\* out, int64_t limit\) takes 2 arguments, got 3$"):
         library.call("votes", int32(64, 3), 3, 4)
-    with pytest.raises(TypeError, match="votes: argument 0 has the layout torch.sparse_coo; the emulator takes strided"):
+    with pytest.raises(
+        TypeError, match="votes: argument 0 has the layout torch.sparse_coo; the emulator takes strided"
+    ):
         library.call("votes", torch.eye(3).to_sparse(), 3)
     with pytest.raises(TypeError, match=r"votes: argument 1 must be an int for 'int64_t limit', got a tensor"):
         library.call("votes", int32(64, 3), int32(1))
-    with pytest.raises(TypeError, match=r"votes: argument 0 must be a tensor for 'unsigned\* out' \(or 0, a null pointer"):
+    with pytest.raises(
+        TypeError, match=r"votes: argument 0 must be a tensor for 'unsigned\* out' \(or 0, a null pointer"
+    ):
         library.call("votes", 64, 3)
     for value in (2**63, -(2**63) - 1):
-        with pytest.raises(OverflowError, match=f"votes: argument 1 must fit the 64 bits of 'int64_t limit', got {value}"):
+        with pytest.raises(
+            OverflowError, match=f"votes: argument 1 must fit the 64 bits of 'int64_t limit', got {value}"
+        ):
             library.call("votes", int32(64, 3), value)
     for seed in (-1, 2**63, 1.5):
         with pytest.raises(ValueError, match=f"votes: seed must be an integer from 0 .in order. .*got {seed}"):
@@ -132,19 +138,19 @@ def test_only_launchers_are_called(library, name):
         library.call(name)
 
 
-def test_a_tensor_handed_over_twice_is_one_place(library):
-    """cooperative(x, out, count, blocks): each block writes its number to x, then sums of x to out[block]."""
-    for seed in SEEDS:
-        x, y = torch.arange(33.0), torch.arange(33.0)
-        library.call("early_return", x, x[:], 33, seed=seed)
-        library.call("early_return", y, torch.zeros(64), 33, seed=seed)
-        assert x.tolist() == [33 * 32 / 2] * 33 and y.tolist() == list(range(33))
+def test_a_tensor_handed_over_twice_is_one_place(plain):
+    """In each round the one block writes the round to x[0], and then to out[round], which here is x[round]."""
+    x = int32(3)
+    plain.call("cooperative", x, x[:], torch.zeros(1, dtype=torch.int32), 1)
+    assert x.tolist() == [2, 1, 2]
 
 
 def test_views_that_share_elements(library):
     x = torch.zeros(40)
     before = x.clone()
-    with pytest.raises(ValueError, match=r"arguments 0 and 1 are different views of the same elements, of .* one of th"):
+    with pytest.raises(
+        ValueError, match=r"arguments 0 and 1 are different views of the same elements, of .* one of th"
+    ):
         library.call("early_return", x[:33], x[7:], 33)
     with pytest.raises(ValueError, match="arguments 0 and 1 are different views of the same elements"):
         library.call("early_return", x[:33], x[:33].view(torch.int32), 33)
@@ -155,10 +161,9 @@ def test_views_that_share_elements(library):
 
 def test_views_that_lie_between_each_other(library):
     """Two columns of a matrix share a range of memory and no element."""
-    x = torch.full((33, 2), -9.0)
-    x[:, 0] = 1.0
-    library.call("early_return", x[:, 0].contiguous(), x[:, 1].as_strided((1,), (2,)), 1)
-    assert x[0].tolist() == [1.0, 1.0] and (x[1:, 1] == -9).all()
+    x = torch.tensor([[1.0, -9.0]] * 3)
+    library.call("early_return", x[:, 0], x[:, 1], 1)
+    assert x.tolist() == [[1.0, 1.0], [1.0, -9.0], [1.0, -9.0]]
 
 
 def test_statistics_count(library):

@@ -54,8 +54,8 @@ def test_resources(minigpt, monkeypatch) -> None:
     assert status == 0, errors
     assert asked == [("attention", "8.0", "nvcc")]
     # 256 threads of 128 registers: 8 warps of 4,096 registers, 2 blocks; 52,224 + 1,024 bytes: 3 of 164 KB, 4 of 228 KB
-    assert "128 registers a thread, none spilled" in output
-    assert "  8.0, 9.0, 10.0: 2 block(s), 16 warps, 25% of most; limited by registers\n" in output
+    assert "128 registers a thread, none spilled; with the registers of sm_80 a multiprocessor holds\n" in output
+    assert "  8.0, 9.0, 10.0: 2 blocks, 16 warps, 25% of most; limited by registers\n" in output
     # 36 pairs of 8 x 8, two products of 64: 2 x 36 x 64 x 2 FLOPs; q, k, v, out of 8 x 64 floats, lse of 8
     assert f"FLOPs for each of {(4 * 8 * 64 + 8) * 4 / 1e6:.2f} MB touched; none by tensor cores" in output
     assert f"{9216 / 8224:,.1f} FLOPs" in output
@@ -89,10 +89,35 @@ def test_nvcc_that_fails(minigpt, monkeypatch) -> None:
     if emulated.find_nvcc() is None:
         pytest.skip("there is no nvcc here")
     shape = "rows=1,columns=4,approximate=tanh,backward=no"
-    status, output, errors = minigpt("profile", "gelu", "--tool", "emulator", "--shape", shape, "--arch", "123.45")
+    status, output, errors = minigpt("profile", "gelu", "--tool", "emulator", "--shape", shape, "--arch", "99.9")
     assert status == 0, errors
-    assert "Registers and occupancy are left out: nvcc failed:" in output and "sm_12345" in output
+    assert "Registers and occupancy are left out: nvcc failed:" in output and "sm_999" in output
     assert len(rows_of(output)) == 2 and "registers a thread" not in output
+
+
+@pytest.mark.parametrize(
+    "op, shape, said",
+    [
+        ("layer_norm", "rows=0,C=5,backward=yes", "kernel<float, float>: 2 blocks of 256 threads, "),
+        ("layer_norm", "rows=0,C=5,backward=yes", "backward: 0.00 MB by the formula; touches 0.00 MB; asks for 0.00"),
+        ("attention", "B=1,H=1,T=0,D=64,backward=yes", "backward: 0 MFLOP by the formula; no kernel was launched"),
+        ("kv_append", "B=1,T=0,H=2,D=64,before=3", "forward: 0 MB by the formula; no kernel was launched"),
+        ("gelu", "rows=0,columns=5,approximate=tanh,backward=yes", "backward: 0 MB by the formula; no kernel was"),
+    ],
+)
+def test_empty_shapes(minigpt, monkeypatch, op: str, shape: str, said: str) -> None:
+    """Of no rows layer_norm's backward still writes zeros, 5 floats each of dw and db; the others launch nothing."""
+    monkeypatch.setattr(emulated, "find_nvcc", lambda: None)
+    status, output, errors = minigpt("profile", op, "--tool", "emulator", "--shape", shape)
+    assert status == 0, errors
+    assert said in output
+
+
+@pytest.mark.parametrize("arch", ["sm_90", "90", "9.0z", "9", ""])
+def test_an_arch_that_is_none(minigpt, arch: str) -> None:
+    status, output, errors = minigpt("profile", "gelu", "--tool", "emulator", "--arch", arch)
+    assert (status, output) == (2, "")
+    assert errors == f"error: --arch: expected a compute capability as 8.0, 9.0a or 10.0, got {arch!r}\n"
 
 
 def test_arch_is_the_emulators(minigpt) -> None:

@@ -95,6 +95,35 @@ def test_what_a_tool_starts_runs(job: Job, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@no_gpu
+def test_nobody_reads_on() -> None:
+    """`minigpt profile ... | true`: it ends without a word."""
+    command = [sys.executable, "-m", "minigpt_ext.cli", "profile", "gelu", "--tool", "ncu", "--quick"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        running.stdout.close()
+        assert running.stderr.read() == ""
+
+
+@pytest.mark.parametrize(
+    "error, said",
+    [
+        (FileNotFoundError(2, "No such file", "nvcc"), "error: nvcc: No such file\n"),
+        (OSError("odd"), "error: odd\n"),
+        (PermissionError(13, "Permission denied", "x.json.partial"), "error: --trace: x.json.partial: Permission den"),
+    ],
+)
+def test_what_cannot_be_written_or_found(minigpt, monkeypatch, error: OSError, said: str) -> None:
+    """Only what lies where the trace goes is blamed on it."""
+
+    def refuse(*_):
+        raise error
+
+    monkeypatch.setattr(sys.modules["minigpt_ext.cli.profile"], "profile_with", refuse)
+    options = ["--trace", "x.json"] if "trace" in said else ["--trace", "/tmp/x.json"]
+    status, _, errors = minigpt("profile", "gelu", "--tool", "torch", "--device", "cpu", *options)
+    assert status == 2 and errors.startswith(said)
+
+
 def test_the_tools_by_default() -> None:
     assert default_tool("gelu", "cpu") == default_tool("train", "cpu") == "torch"
     assert default_tool("gelu", "cuda") == "ncu"
