@@ -3,5 +3,6 @@
 from .config import GPTConfig
 from .gpt import GPT
 from .kv_cache import KVCache
+from .positions import RopeScaling
 
-__all__ = ["GPT", "GPTConfig", "KVCache"]
+__all__ = ["GPT", "GPTConfig", "KVCache", "RopeScaling"]

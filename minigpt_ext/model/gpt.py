@@ -1,4 +1,4 @@
-"""GPT: the decoder-only transformer of GPT-2, with learned positions and a tied head, on the ops of this package."""
+"""GPT: the decoder-only transformer, GPT-2's or one of its modern descendants as the config says, on our ops."""
 
 import json
 import math
@@ -16,13 +16,15 @@ from minigpt_ext.profiling.ranges import part
 
 from .config import GPTConfig
 from .kv_cache import KVCache
-from .layers import Block, LayerNorm
+from .layers import Block, norm_of
+from .positions import PositionTables
 
 INIT_STD = 0.02
 
 
 class GPT(nn.Module):
-    """A GPT of the shape ``config`` gives. Parameter names are GPT-2's: wte, wpe, h.N.attn.c_attn, ..., ln_f.
+    """A GPT of the shape ``config`` gives. Parameter names are GPT-2's: wte, wpe, h.N.attn.c_attn, ..., ln_f; and
+    lm_head where the head is not tied to wte. wpe is there where positions are learned.
 
     The weights are drawn on the CPU in the order of ``named_parameters`` and then moved, so that one seed gives the
     same model on every device: N(0, 0.02) for matrices and embeddings, 0.02 / sqrt(2 n_layer) for the projections that
@@ -42,10 +44,12 @@ class GPT(nn.Module):
         # advance a generator that ours is to come from.
         with torch.device("meta"):
             self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-            self.wpe = nn.Embedding(config.block_size, config.n_embd)
+            self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.positions == "learned" else None
             self.drop = nn.Dropout(config.dropout)
             self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
-            self.ln_f = LayerNorm(config)
+            self.ln_f = norm_of(config)
+            self.lm_head = None if config.tied_head else nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.tables = PositionTables(config)
         if device.type != "meta":
             self.to_empty(device=device)
             self._draw_weights(seed)
@@ -56,7 +60,7 @@ class GPT(nn.Module):
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 parameter.zero_()
-            elif parameter.ndim == 1:  # LayerNorm
+            elif parameter.ndim == 1:  # of a norm
                 parameter.fill_(1.0)
             else:
                 residual = name.endswith("c_proj.weight")
@@ -96,7 +100,7 @@ class GPT(nn.Module):
             return logits, F.cross_entropy(scores, targets.flatten().long(), ignore_index=-1)
 
     def trunk(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        """All but the head: ids (B, T) -> hidden states (B, T, C), after the last LayerNorm. See :meth:`forward`."""
+        """All but the head: ids (B, T) -> hidden states (B, T, C), after the last norm. See :meth:`forward`."""
         _check_ids("ids", ids, self, lowest=0)
         n_tokens = ids.shape[1]
         if cache is None:
@@ -108,19 +112,27 @@ class GPT(nn.Module):
             start = cache.length
             cache.begin(n_tokens)
         with part("embedding"):
-            x = self.drop(self.wte(ids) + self.wpe.weight[start : start + n_tokens])
+            x = self.wte(ids)
+            if self.wpe is not None:
+                x = x + self.wpe.weight[start : start + n_tokens]
+            elif self.config.positions == "sinusoidal":
+                x = x + self.tables.sinusoids(start, n_tokens, like=x)
+            x = self.drop(x)
+        place = self.tables.place(start, n_tokens, like=x)
         for block in self.h:
             with part(block.name):
-                x = block(x, cache)
+                x = block(x, place, cache)
         if cache is not None:
             cache.advance(n_tokens)
         with part("ln_f"):
             return self.ln_f(x)
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Logits (..., V) of hidden states (..., C), by the token embedding's own weights."""
+        """Logits (..., V) of hidden states (..., C), by the token embedding's weights or, untied, the head's own."""
         with part("head"):
-            return F.linear(hidden, self.wte.weight)
+            logits = F.linear(hidden, self.wte.weight if self.lm_head is None else self.lm_head.weight)
+            cap = self.config.logit_softcap
+            return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def generate(
         self,

@@ -14,7 +14,7 @@ class KVCache:
     sequences have the same length. A model call appends to it: ``model(ids, cache=cache)``.
 
     Attributes:
-        k, v: a tensor a layer, (n_blocks, cache_block, H, D).
+        k, v: a tensor a layer, (n_blocks, cache_block, H_kv, D).
         block_table: (B, max_blocks) int32.
         seq_lens: (B,) int32, tokens each sequence holds; ``length`` is the same as a host integer.
         seq_lens_after: (B,) int32, within a model call: tokens with those of the call.
@@ -45,7 +45,7 @@ class KVCache:
         if max_tokens > config.block_size:
             raise ValueError(f"max_tokens must be block_size ({config.block_size}) at most, not {max_tokens}")
         max_blocks = -(-max_tokens // cache_block)
-        shape = (batch_size * max_blocks, cache_block, config.n_head, config.head_dim)
+        shape = (batch_size * max_blocks, cache_block, config.n_kv_head, config.head_dim)
         self.batch_size, self.max_tokens = batch_size, max_tokens
         self.length = 0
         # Tensors made in inference mode could not be written outside it.

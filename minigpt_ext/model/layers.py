@@ -1,4 +1,4 @@
-"""The parts of a GPT block: LayerNorm, attention, MLP, each on an op of ours and torch's matrix products."""
+"""The parts of a GPT block: norms, attention, MLP, each on an op of ours and torch's matrix products."""
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +8,7 @@ from minigpt_ext.profiling.ranges import part
 
 from .config import GPTConfig
 from .kv_cache import KVCache
+from .positions import Place
 
 
 class LayerNorm(nn.Module):
@@ -16,11 +17,28 @@ class LayerNorm(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(config.n_embd))
-        self.bias = nn.Parameter(torch.zeros(config.n_embd)) if config.bias else None
-        self.eps = config.layer_norm_epsilon
+        self.bias = nn.Parameter(torch.zeros(config.n_embd)) if config.bias is True else None
+        self.eps = config.norm_epsilon
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.layer_norm(x, self.weight, self.bias, self.eps)
+
+
+class RMSNorm(nn.Module):
+    """RMSNorm over the last dimension, by ``ops.rms_norm``. x (..., size) -> (..., size)."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.rms_norm(x, self.weight, self.eps)
+
+
+def norm_of(config: GPTConfig) -> LayerNorm | RMSNorm:
+    """The norm of the residual stream that the config asks for."""
+    return LayerNorm(config) if config.norm == "layer_norm" else RMSNorm(config.n_embd, config.norm_epsilon)
 
 
 class Attention(nn.Module):
@@ -33,41 +51,64 @@ class Attention(nn.Module):
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer
-        self.n_head, self.head_dim = config.n_head, config.head_dim
-        self.c_attn = nn.Linear(config.n_embd, 3 * self.n_head * self.head_dim, bias=config.bias)
-        self.c_proj = nn.Linear(self.n_head * self.head_dim, config.n_embd, bias=config.bias)
+        self.heads = [config.n_head, config.n_kv_head, config.n_kv_head]  # of q, k and v
+        self.head_dim = config.head_dim
+        self.c_attn = nn.Linear(config.n_embd, sum(self.heads) * config.head_dim, bias=config.bias is not False)
+        self.c_proj = nn.Linear(
+            config.n_head * config.head_dim, config.n_embd, bias=config.bias is True or config.bias == "attention"
+        )
+        self.q_norm = RMSNorm(config.head_dim, config.norm_epsilon) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.head_dim, config.norm_epsilon) if config.qk_norm else None
+        self.window, self.softcap = config.window_of(layer), config.attention_softcap
         self.dropout_p = config.dropout
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
-        # q, k, v: (B, T, H, D), strided views of one projection (B, T, 3, H, D); nothing is copied
-        q, k, v = self.c_attn(x).unflatten(-1, (3, self.n_head, self.head_dim)).unbind(2)
+    def forward(self, x: Tensor, place: Place, cache: KVCache | None = None) -> Tensor:
+        # q (B, T, H, D), k, v (B, T, H_kv, D): strided views of one projection (B, T, H + 2 H_kv, D); nothing is copied
+        q, k, v = self.c_attn(x).unflatten(-1, (sum(self.heads), self.head_dim)).split(self.heads, dim=2)
+        if self.q_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if place.cos is not None:
+            q, k = ops.rope(q, place.cos, place.sin), ops.rope(k, place.cos, place.sin)
+        scores = dict(window=self.window, alibi_slopes=place.alibi_slopes, softcap=self.softcap)
         if cache is None:
-            y = ops.attention(q, k, v, causal=True, dropout_p=self.dropout_p if self.training else 0.0)
+            y = ops.attention(q, k, v, causal=True, dropout_p=self.dropout_p if self.training else 0.0, **scores)
         else:
-            y = self._attend_with(cache, q, k, v)
+            y = self._attend_with(cache, q, k, v, **scores)
         return self.dropout(self.c_proj(y.flatten(2)))
 
-    def _attend_with(self, cache: KVCache, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def _attend_with(self, cache: KVCache, q: Tensor, k: Tensor, v: Tensor, **scores) -> Tensor:
         k_cache, v_cache = cache.k[self.layer], cache.v[self.layer]
         ops.kv_append(k_cache, v_cache, k, v, cache.block_table, cache.seq_lens)
         if cache.length == 0:  # a prompt: what it attends to is all here, and the tiled kernel reads it faster
-            return ops.attention(q, k, v, causal=True)
-        return ops.decode_attention(q, k_cache, v_cache, cache.block_table, cache.seq_lens_after)
+            return ops.attention(q, k, v, causal=True, **scores)
+        return ops.decode_attention(q, k_cache, v_cache, cache.block_table, cache.seq_lens_after, **scores)
 
 
 class MLP(nn.Module):
-    """Two matrix products with GELU between them. x (B, T, C) -> (B, T, 4C) -> (B, T, C)."""
+    """Two matrix products with an activation between them. x (B, T, C) -> (B, T, F) -> (B, T, C).
+
+    For swiglu the first one makes gate and up side by side, (B, T, 2F), of which the activation makes (B, T, F).
+    """
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
-        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
-        self.approximate = "tanh" if config.activation == "gelu_tanh" else "none"
+        inner = config.mlp_width * (2 if config.activation == "swiglu" else 1)
+        self.c_fc = nn.Linear(config.n_embd, inner, bias=config.bias is True)
+        self.c_proj = nn.Linear(config.mlp_width, config.n_embd, bias=config.bias is True)
+        self.activation = config.activation
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.c_proj(ops.gelu(self.c_fc(x), approximate=self.approximate)))
+        return self.dropout(self.c_proj(self.activate(self.c_fc(x))))
+
+    def activate(self, x: Tensor) -> Tensor:
+        """The config's activation: (..., F), or (..., 2F) for swiglu, -> (..., F)."""
+        if self.activation == "swiglu":
+            return ops.swiglu(x)
+        if self.activation == "relu_squared":
+            return ops.relu_squared(x)
+        return ops.gelu(x, approximate="tanh" if self.activation == "gelu_tanh" else "none")
 
 
 class Block(nn.Module):
@@ -76,13 +117,13 @@ class Block(nn.Module):
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
         self.name = f"block {layer}"  # in profiles
-        self.ln_1 = LayerNorm(config)
+        self.ln_1 = norm_of(config)
         self.attn = Attention(config, layer)
-        self.ln_2 = LayerNorm(config)
+        self.ln_2 = norm_of(config)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, place: Place, cache: KVCache | None = None) -> Tensor:
         with part("attention"):
-            x = x + self.attn(self.ln_1(x), cache)
+            x = x + self.attn(self.ln_1(x), place, cache)
         with part("mlp"):
             return x + self.mlp(self.ln_2(x))

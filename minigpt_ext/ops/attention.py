@@ -22,6 +22,8 @@ def attention(
     causal: bool = True,
     scale: float | None = None,
     window: int | None = None,
+    alibi_slopes: Tensor | None = None,
+    softcap: float | None = None,
     dropout_p: float = 0.0,
     seed: int | Tensor | None = None,
 ) -> Tensor:

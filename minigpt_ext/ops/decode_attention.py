@@ -20,6 +20,8 @@ def decode_attention(
     query_start: Tensor | None = None,
     scale: float | None = None,
     window: int | None = None,
+    alibi_slopes: Tensor | None = None,
+    softcap: float | None = None,
 ) -> Tensor:
     """Causal attention of the newest tokens of each sequence over all that its cache holds, the new ones included.
 

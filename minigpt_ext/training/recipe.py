@@ -96,6 +96,12 @@ PRESET_RECIPES: dict[str, dict[str, Setting]] = {
         "warmup_iters": 500, "beta2": 0.95, "eval_interval": 500, "sample_interval": 500,
     },
 }  # fmt: skip
+PRESET_RECIPES |= {f"modern-{size}": PRESET_RECIPES[size] for size in ("tiny", "small", "medium")}
+# Larger models want smaller steps (Radford et al., 2019, and GPT-3's table 2.1).
+PRESET_RECIPES |= {
+    f"gpt2-{size}": PRESET_RECIPES["gpt2"] | {"learning_rate": rate, "min_lr": rate / 10}
+    for size, rate in {"medium": 3e-4, "large": 2.5e-4, "xl": 2e-4}.items()
+}
 # What `minigpt train` does when neither data nor preset is asked for: about two minutes on two cores.
 DEMONSTRATION = PRESET_RECIPES["tiny"] | {
     "preset": "tiny", "steps": 1200, "batch_size": 32, "block_size": 128, "learning_rate": 5e-3, "min_lr": 1e-4,

@@ -15,7 +15,7 @@ def test_defaults():
     config = GPTConfig(65, 16, 2, 2, 8)
     assert config == GPTConfig(**GOOD)
     assert config.head_dim == 4
-    assert (config.bias, config.dropout, config.layer_norm_epsilon, config.activation) == (True, 0.0, 1e-5, "gelu_tanh")
+    assert (config.bias, config.dropout, config.norm_epsilon, config.activation) == (True, 0.0, 1e-5, "gelu_tanh")
 
 
 def test_head_dim_of_ones_own_need_not_divide():
@@ -24,10 +24,14 @@ def test_head_dim_of_ones_own_need_not_divide():
 
 def test_presets():
     shapes = {name: (c["n_layer"], c["n_head"], c["n_embd"]) for name, c in PRESETS.items()}
-    assert shapes == {"tiny": (2, 2, 128), "small": (4, 4, 256), "medium": (6, 6, 384), "gpt2": (12, 12, 768)}
-    for name in ("tiny", "small", "medium"):
+    sizes = {"tiny": (2, 2, 128), "small": (4, 4, 256), "medium": (6, 6, 384)}
+    modern = {f"modern-{name}": size for name, size in sizes.items()}
+    gpt2s = {"": (12, 12, 768), "-medium": (24, 16, 1024), "-large": (36, 20, 1280), "-xl": (48, 25, 1600)}
+    assert shapes == sizes | modern | {f"gpt2{name}": size for name, size in gpt2s.items()}
+    for name in sizes | modern:
         config = GPTConfig.preset(name)
-        assert (config.vocab_size, config.block_size, config.dropout) == (65, 256, 0.2 if name == "medium" else 0.0)
+        dropout = 0.2 if name.endswith("medium") else 0.0
+        assert (config.vocab_size, config.block_size, config.dropout) == (65, 256, dropout)
     gpt2 = GPTConfig.preset("gpt2")
     assert (gpt2.vocab_size, gpt2.block_size, gpt2.head_dim) == (50257, 1024, 64)
 
@@ -38,7 +42,7 @@ def test_preset_takes_overrides():
 
 
 def test_preset_unknown():
-    with pytest.raises(ValueError, match="preset must be one of tiny, small, medium, gpt2, not 'large'"):
+    with pytest.raises(ValueError, match="preset must be one of tiny, small, .*, gpt2-xl, not 'large'"):
         GPTConfig.preset("large")
     with pytest.raises(ValueError, match="unknown model field n_heads"):
         GPTConfig.preset("tiny", n_heads=4)
@@ -69,17 +73,17 @@ def test_sizes_must_be_positive_integers(field, value):
         (dict(head_dim=4.0), "head_dim must be a positive integer, not 4.0"),
         (dict(head_dim=257), "head_dim must be 256 at most, not 257"),
         (dict(n_embd=1024, n_head=2), "head_dim must be 256 at most, not 512"),
-        (dict(bias=1), "bias must be True or False, not 1"),
+        (dict(bias=1), "bias must be one of True, False, qkv, attention, not 1"),
         (dict(dropout=1.0), r"dropout must be a number in \[0, 1\), not 1.0"),
         (dict(dropout=-0.1), "dropout must be"),
         (dict(dropout=float("nan")), "dropout must be"),
         (dict(dropout="0.1"), "dropout must be"),
         (dict(dropout=False), "dropout must be"),
-        (dict(layer_norm_epsilon=0.0), "layer_norm_epsilon must be a positive number, not 0.0"),
-        (dict(layer_norm_epsilon=float("inf")), "layer_norm_epsilon must be"),
-        (dict(layer_norm_epsilon=float("nan")), "layer_norm_epsilon must be"),
-        (dict(layer_norm_epsilon=None), "layer_norm_epsilon must be"),
-        (dict(activation="relu"), "activation must be one of gelu_tanh, gelu, not 'relu'"),
+        (dict(norm_epsilon=0.0), "norm_epsilon must be a positive number, not 0.0"),
+        (dict(norm_epsilon=float("inf")), "norm_epsilon must be"),
+        (dict(norm_epsilon=float("nan")), "norm_epsilon must be"),
+        (dict(norm_epsilon=None), "norm_epsilon must be"),
+        (dict(activation="relu"), "activation must be one of gelu_tanh, gelu, relu_squared, swiglu, not 'relu'"),
         (dict(activation=["gelu"]), "activation must be one of"),
     ],
 )
