@@ -16,6 +16,7 @@ from rich.table import Table
 
 from minigpt_ext.cli.errors import UserError
 from minigpt_ext.model import GPT
+from minigpt_ext.model.config import PRESETS
 from minigpt_ext.tokenizer import load_tokenizer
 from minigpt_ext.training import CheckpointError, TrainingDiverged, TrainingInterrupted, TrainingResult
 from minigpt_ext.training.progress import TerminalProgress
@@ -40,7 +41,8 @@ def train(
         ),
     ] = None,
     preset: Annotated[
-        str | None, typer.Option(help="Shape of the model with its recipe: tiny (default), small, medium, gpt2.")
+        str | None,
+        typer.Option(help="Shape of the model with its recipe: tiny (default), " + ", ".join(list(PRESETS)[1:]) + "."),
     ] = None,
     steps: Annotated[int | None, typer.Option(metavar="N", help="Updates to make.")] = None,
     out: Annotated[

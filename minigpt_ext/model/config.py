@@ -153,7 +153,9 @@ class GPTConfig:
                 raise ValueError(f"rope_scaling lacks {', '.join(missing)}")
             self._set("rope_scaling", RopeScaling(**self.rope_scaling))
         if not isinstance(self.rope_scaling, RopeScaling | None):
-            raise ValueError(f"rope_scaling must be a RopeScaling or a mapping of its fields, not {self.rope_scaling!r}")
+            raise ValueError(
+                f"rope_scaling must be a RopeScaling or a mapping of its fields, not {self.rope_scaling!r}"
+            )
         if self.positions != "rope":
             if self.rope_dim is not None or self.rope_scaling is not None:
                 raise ValueError(f"rope_dim and rope_scaling are for positions='rope', not {self.positions!r}")

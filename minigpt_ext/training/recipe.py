@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -19,7 +20,9 @@ try:
 except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib
 
-Setting = int | float | str | tuple[str, ...]
+Setting = int | float | str | tuple[str, ...] | dict[str, Any] | list[Any] | None
+
+_MODEL = "model."  # model.norm names a field of the model's config
 
 
 def _key(help: str, *, low: float | None = None, above: float | None = None, below: float | None = None, one_of=()):
@@ -54,10 +57,12 @@ class Recipe:
     patience: int = _key("stop after so many evaluations without a new best; 0 = never", low=0)
     device: str = _key("auto, cpu, cuda or mps", one_of=("auto", "cpu", "cuda", "mps"))
     dtype: str = _key("float32, or bfloat16 (autocast)", one_of=("float32", "bfloat16"))
+    model: Mapping[str, Any] = _key("fields of the model's config in place of the preset's: model.norm=rms_norm")
 
     def __post_init__(self) -> None:
         for f in fields(self):
             object.__setattr__(self, f.name, checked(f.name, getattr(self, f.name)))
+        self.model_config(vocab_size=1)  # names a field of `model` that is wrong
         if self.min_lr > self.learning_rate:
             raise ValueError(f"min_lr: {self.min_lr:g} is above learning_rate {self.learning_rate:g}")
 
@@ -72,8 +77,16 @@ class Recipe:
         )
 
     def model_config(self, vocab_size: int) -> GPTConfig:
-        """The preset's model with this recipe's block size and dropout."""
-        return GPTConfig.preset(self.preset, vocab_size=vocab_size, block_size=self.block_size, dropout=self.dropout)
+        """The preset's model with this recipe's block size, dropout and other fields of its own."""
+        own = dict(vocab_size=vocab_size, block_size=self.block_size, dropout=self.dropout)
+        return GPTConfig.preset(self.preset, **own | dict(self.model))
+
+    def setting(self, key: str) -> Setting:
+        """The value of a key, `model.norm` and the like included."""
+        if not key.startswith(_MODEL):
+            return getattr(self, key)
+        value = getattr(self.model_config(vocab_size=1), key.removeprefix(_MODEL))
+        return list(value) if isinstance(value, tuple) else value
 
     def to_dict(self) -> dict[str, Any]:
         """Every key, ready for JSON."""
@@ -85,7 +98,7 @@ KEYS = {f.name: f for f in fields(Recipe)}
 _COMMON: dict[str, Setting] = {
     "data": ("python",), "seed": 1337, "batch_size": 32, "block_size": 256, "learning_rate": 1e-3, "min_lr": 1e-4,
     "warmup_iters": 100, "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.99, "grad_clip": 1.0, "dropout": 0.0,
-    "eval_interval": 100, "sample_interval": 250, "patience": 0, "device": "auto", "dtype": "float32",
+    "eval_interval": 100, "sample_interval": 250, "patience": 0, "device": "auto", "dtype": "float32", "model": {},
 }  # fmt: skip
 PRESET_RECIPES: dict[str, dict[str, Setting]] = {
     "tiny": _COMMON | {"steps": 1000},
@@ -120,7 +133,9 @@ def make_recipe(asked: Mapping[str, Any]) -> Recipe:
     asked = {key: checked(key, value) for key, value in asked.items()}
     preset = asked.get("preset", "tiny")
     base = DEMONSTRATION if is_demonstration(asked) else PRESET_RECIPES[preset] | {"preset": preset}
+    own = {key.removeprefix(_MODEL): asked.pop(key) for key in list(asked) if key.startswith(_MODEL)}
     values = base | asked
+    values["model"] = {**values["model"], **own}
     values.setdefault("lr_decay_iters", values["steps"])
     values.setdefault("checkpoint_interval", values["eval_interval"])
     values["device"] = resolve_device(values["device"])
@@ -144,7 +159,16 @@ def resolve_device(device: str) -> str:
 
 def checked(key: str, value: Any) -> Setting:
     """`value` as the type of `key`. Raises TypeError or ValueError naming the key and what it allows."""
+    if key.startswith(_MODEL):
+        _check_model_field(key.removeprefix(_MODEL))
+        return value
     f = _field(key)
+    if key == "model":
+        if not isinstance(value, Mapping):
+            raise ValueError(f"model: expected fields of the model's config, as in model.norm=rms_norm, got {value!r}")
+        for name in value:
+            _check_model_field(name)
+        return dict(value)
     if key == "data":
         sources = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list | tuple) else ()
         if not sources or not all(isinstance(source, str) and source for source in sources):
@@ -168,12 +192,18 @@ def checked(key: str, value: Any) -> Setting:
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Setting]:
-    """`key=value` strings, as `--set` takes them, to typed settings; of a key given twice the last counts."""
+    """`key=value` strings, as `--set` takes them, to typed settings; of a key given twice the last counts.
+
+    The value of a model's field is JSON (64, true, [64, null]), or else a word.
+    """
     settings = {}
     for assignment in assignments:
         key, equals, text = (part.strip() for part in assignment.partition("="))
         if not equals:
             raise ValueError(f"--set: expected key=value, got {assignment!r}")
+        if key.startswith(_MODEL):
+            settings[key] = checked(key, _json_or_word(text))
+            continue
         f = _field(key)
         try:
             value = {"int": int, "float": float}.get(f.type, str)(text)
@@ -184,9 +214,15 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Setting]:
 
 
 def read_toml(path: str | Path) -> dict[str, Setting]:
-    """The settings of a TOML file, keys at its top level. Raises ValueError naming file and key."""
+    """The settings of a TOML file, keys at its top level, the model's fields in a table `model`.
+
+    Raises ValueError naming file and key.
+    """
     try:
         content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        if isinstance(model := content.get("model"), dict):
+            del content["model"]
+            content |= {_MODEL + name: value for name, value in model.items()}
         return {key: checked(key, value) for key, value in content.items()}
     except OSError as error:
         raise ValueError(f"--config: cannot read {path}: {error.strerror or error}") from error
@@ -202,9 +238,28 @@ def describe_keys() -> str:
 _KINDS = {"int": "an integer", "float": "a number", "str": "a word"}
 
 
+def _json_or_word(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _check_model_field(name: str) -> None:
+    allowed = [f.name for f in fields(GPTConfig) if f.name not in ("vocab_size", "block_size", "dropout")]
+    if name in ("block_size", "dropout"):
+        raise ValueError(f"{_MODEL}{name}: it is a setting of its own, {name}")
+    if name == "vocab_size":
+        raise ValueError(f"{_MODEL}vocab_size: the tokenizer gives it")
+    if name not in allowed:
+        raise ValueError(f"unknown key {_MODEL + name!r}: the model's fields are {', '.join(allowed)}")
+
+
 def _field(key: str):
     if key in {f.name for f in fields(GPTConfig)} - set(KEYS):
-        raise ValueError(f"{key} is given by the preset, which sets the shape of the model: {', '.join(PRESETS)}")
+        raise ValueError(
+            f"{key} is a field of the model: set it by {_MODEL}{key}, or by a preset: {', '.join(PRESETS)}"
+        )
     if key not in KEYS:
         aliases = {"max_iters": "steps", "max_steps": "steps", "lr": "learning_rate", "context": "block_size"}
         near = [aliases[key]] if key in aliases else difflib.get_close_matches(key, KEYS, n=3, cutoff=0.5)

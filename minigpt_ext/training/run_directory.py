@@ -17,6 +17,8 @@ from minigpt_ext.training.recipe import KEYS, Recipe, resolve_device
 
 _FORMAT = "minigpt-run"
 _VERSION = 1
+# Settings that runs did not record before there was a choice, and what those runs did.
+_LATER_KEYS: dict[str, Any] = {"model": {}}
 
 
 class RunDirectory:
@@ -106,6 +108,8 @@ def recorded_recipe(config: Mapping[str, Any]) -> Recipe:
     values, data = config.get("training"), config.get("data")
     if not isinstance(data, dict) or "sha256" not in data:
         raise ValueError('config.json: "data" does not tell the sha256 of the text')
+    if isinstance(values, dict):
+        values = _LATER_KEYS | values
     if not isinstance(values, dict) or set(values) != set(KEYS):
         raise ValueError("config.json: the training settings are not those of this program")
     return Recipe(**values)
@@ -126,9 +130,9 @@ def resumed_recipe(recorded: Recipe, asked: Mapping[str, Any]) -> Recipe:
     if steps < recorded.steps:
         raise ValueError(f"steps: the run has {recorded.steps}, and {steps} were asked for; only more can be")
     different = [
-        f"{key} is {getattr(recorded, key)!r} in the run and {value!r} was asked for"
+        f"{key} is {before!r} in the run and {value!r} was asked for"
         for key, value in asked.items()
-        if value != getattr(recorded, key)
+        if value != (before := recorded.setting(key))
     ]
     if different:
         raise ValueError(f"a resumed run keeps its settings: {'; '.join(different)}")

@@ -25,7 +25,7 @@ no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
         (["train", "--shape", "1x1"], "--shape means nothing to train"),
         (["train", "--tokens", "3"], "--tokens means nothing to train"),
         (["generate", "--batch-size", "3"], "--batch-size means nothing to generate"),
-        (["train", "--preset", "huge"], "--preset: expected one of tiny, small, medium, gpt2, got 'huge'"),
+        (["train", "--preset", "huge"], "--preset: expected one of tiny, small, medium, modern-tiny"),
         (["train", "--range", "mlp", "--device", "cpu"], "--range means nothing to the tool torch"),
         (["train", "--trace", "x", "--tool", "ncu"], "--trace means nothing to the tool ncu"),
         (["gelu", "--tool", "ncu", "--device", "cpu"], "--tool ncu looks at cuda, not at --device cpu"),

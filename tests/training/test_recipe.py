@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from minigpt_ext.model.config import PRESETS
 from minigpt_ext.training.recipe import KEYS, PRESET_RECIPES, make_recipe, parse_assignments, read_toml
 
 
@@ -12,7 +13,9 @@ def test_presets_carry_their_recipes():
     medium = make_recipe({"preset": "medium"})
     assert (medium.batch_size, medium.block_size, medium.dropout, medium.steps) == (64, 256, 0.2, 5000)
     counts = {name: make_recipe({"preset": name}).model_config(65).n_embd for name in PRESET_RECIPES}
-    assert counts == {"tiny": 128, "small": 256, "medium": 384, "gpt2": 768}
+    sizes = {"tiny": 128, "small": 256, "medium": 384}
+    larger = {"gpt2": 768, "gpt2-medium": 1024, "gpt2-large": 1280, "gpt2-xl": 1600}
+    assert counts == sizes | {f"modern-{name}": width for name, width in sizes.items()} | larger
 
 
 def test_without_data_and_preset_it_is_the_demonstration():
@@ -66,15 +69,30 @@ def test_assignments_are_typed():
         ("learning_rate=inf", "learning_rate"),
         ("dropout=1", "dropout: expected a number, 0 or more, below 1, got 1.0"),
         ("beta2=-0.1", "beta2"),
-        ("preset=huge", "preset: expected one of tiny, small, medium, gpt2, got 'huge'"),
+        ("preset=huge", f"preset: expected one of {', '.join(PRESETS)}, got 'huge'"),
         ("dtype=float16", "dtype: expected one of float32, bfloat16"),
         ("data=", "data: expected a name or path"),
         ("seed=-1", "seed"),
+        ("n_layer=3", "n_layer is a field of the model: set it by model.n_layer"),
+        ("model.layers=3", "unknown key 'model.layers': the model's fields are n_layer, n_head"),
+        ("model.vocab_size=3", "model.vocab_size: the tokenizer gives it"),
+        ("model.dropout=0.1", "model.dropout: it is a setting of its own, dropout"),
+        ("model=3", "model: expected fields of the model's config, as in model.norm=rms_norm, got '3'"),
     ],
 )
 def test_a_wrong_assignment_is_refused_by_name(assignment, message):
     with pytest.raises(ValueError, match=message):
         parse_assignments([assignment])
+
+
+def test_fields_of_the_model_go_before_the_presets():
+    asked = parse_assignments(["model.window=[8, null]", "model.norm=rms_norm", "model.qk_norm=true"])
+    recipe = make_recipe({"preset": "tiny", **asked})
+    config = recipe.model_config(65)
+    assert (config.window, config.norm, config.qk_norm, config.n_embd) == ((8, None), "rms_norm", True, 128)
+    assert recipe.setting("model.window") == [8, None] and recipe.setting("steps") == 1000
+    with pytest.raises(ValueError, match="norm must be one of layer_norm, rms_norm, not 'rms'"):
+        make_recipe({"model.norm": "rms"})
 
 
 def test_values_from_python_are_checked_too():
@@ -90,6 +108,8 @@ def test_a_toml_file_gives_settings(tmp_path):
     path = tmp_path / "recipe.toml"
     path.write_text('data = ["a.txt", "b.txt"]\nsteps = 50\nlearning_rate = 1\ndtype = "bfloat16"\n')
     assert read_toml(path) == {"data": ("a.txt", "b.txt"), "steps": 50, "learning_rate": 1.0, "dtype": "bfloat16"}
+    path.write_text('[model]\nnorm = "rms_norm"\nrope_scaling = {kind = "linear", factor = 2}\npositions = "rope"\n')
+    assert make_recipe(read_toml(path)).model_config(65).rope_scaling.factor == 2
 
 
 @pytest.mark.parametrize(

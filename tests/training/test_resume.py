@@ -1,5 +1,6 @@
 """A run that was stopped goes on as if it had not been."""
 
+import json
 import os
 import shutil
 import signal
@@ -7,6 +8,7 @@ import signal
 import pytest
 from training_runs import assert_same_run, measured, run_config, small_recipe, write_text
 
+from minigpt_ext.model import GPT
 from minigpt_ext.training import CheckpointError, TrainingInterrupted, resume, train
 from minigpt_ext.training.checkpoint import load_checkpoint, load_facts, save_checkpoint
 from minigpt_ext.training.progress import Progress
@@ -62,6 +64,26 @@ def test_ten_steps_and_ten_more_are_twenty(tmp_path, text, undisturbed):
     resume(tmp_path / "run", {"steps": 20})
     assert_same_run(tmp_path / "run", undisturbed)
     assert run_config(tmp_path / "run")["training"] == run_config(undisturbed)["training"]
+
+
+def test_a_run_of_before_the_model_had_variants_goes_on(tmp_path, text, undisturbed):
+    train(small_recipe(text, steps=10, lr_decay_iters=20, **SETTINGS), tmp_path / "run")
+    config = run_config(tmp_path / "run")
+    del config["training"]["model"]
+    plain = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "head_dim", "bias", "dropout", "activation")
+    epsilon = {"layer_norm_epsilon": config["model"]["norm_epsilon"]}
+    config["model"] = {name: config["model"][name] for name in plain} | epsilon
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    GPT.from_pretrained(tmp_path / "run")
+    resume(tmp_path / "run", {"steps": 20})
+    assert_same_run(tmp_path / "run", undisturbed)
+
+
+def test_fields_of_the_model_stay_in_a_resumed_run(tmp_path, text):
+    train(small_recipe(text, steps=4, **{"model.positions": "alibi"}), tmp_path / "run")
+    resume(tmp_path / "run", {"steps": 5, "model.positions": "alibi"})
+    with pytest.raises(ValueError, match="model.positions is 'alibi' in the run and 'rope' was asked for"):
+        resume(tmp_path / "run", {"model.positions": "rope"})
 
 
 def test_a_pause_between_two_evaluations_leaves_no_trace(tmp_path, text, undisturbed):

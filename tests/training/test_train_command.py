@@ -97,7 +97,7 @@ def test_resuming_takes_the_settings_of_the_run(command, text, tmp_path):
         (("--set", "batchsize=3"), "error: unknown key 'batchsize': did you mean batch_size"),
         (("--set", "batch_size"), "error: --set: expected key=value"),
         (("--steps", "0"), "error: steps: expected an integer, 1 or more, got 0"),
-        (("--preset", "huge"), "error: preset: expected one of tiny, small, medium, gpt2, got 'huge'"),
+        (("--preset", "huge"), "error: preset: expected one of tiny, small, medium, modern-tiny"),
         (("--config", "no.toml"), "error: --config: cannot read no.toml: No such file"),
         (("--data", "no.txt"), "error: data: 'no.txt' is not a file, a folder, or one of python, shakespeare"),
         (("--data", "text.txt"), "error: data: the validation split has 200 tokens; block_size 256 needs 257"),
