@@ -23,9 +23,27 @@ void define_ops(Library& m) {
       "layer_norm_backward(Tensor dy, Tensor x, Tensor weight, Tensor mean, Tensor rstd, bool has_bias) "
       "-> (Tensor, Tensor, Tensor)");
 
+  // x (..., C), weight (C,) -> y (..., C), rstd (rows,)
+  m.def("rms_norm_forward(Tensor x, Tensor weight, float eps) -> (Tensor, Tensor)");
+  // -> dx (..., C), dweight (C,)
+  m.def("rms_norm_backward(Tensor dy, Tensor x, Tensor weight, Tensor rstd) -> (Tensor, Tensor)");
+
   // x of any shape -> the same shape; tanh: the approximation, else erf
   m.def("gelu_forward(Tensor x, bool tanh) -> Tensor");
   m.def("gelu_backward(Tensor dy, Tensor x, bool tanh) -> Tensor");
+
+  // x of any shape -> the same shape
+  m.def("relu_squared_forward(Tensor x) -> Tensor");
+  m.def("relu_squared_backward(Tensor dy, Tensor x) -> Tensor");
+
+  // x (..., 2 F): gate and up side by side -> (..., F)
+  m.def("swiglu_forward(Tensor x) -> Tensor");
+  // dy (..., F) -> dx (..., 2 F)
+  m.def("swiglu_backward(Tensor dy, Tensor x) -> Tensor");
+
+  // x (B, T, H, D), cos and sin (n_positions, R/2), positions (B, T): of token t, without them t -> (B, T, H, D);
+  // inverse: rotates back, which is the backward
+  m.def("rope(Tensor x, Tensor cos, Tensor sin, Tensor? positions, bool inverse) -> Tensor");
 
   // caches (n_blocks, block_size, H_kv, D); k and v (B, T, H_kv, D), or (rows, H_kv, D) with query_start (B+1,);
   // block_table (B, max_blocks), seq_lens (B,): tokens before the new ones
