@@ -21,6 +21,10 @@ from minigpt_ext.ops.decode_attention import decode_attention_reference
 from minigpt_ext.ops.gelu import gelu_reference
 from minigpt_ext.ops.kv_append import kv_append_reference
 from minigpt_ext.ops.layer_norm import layer_norm_reference
+from minigpt_ext.ops.relu_squared import relu_squared_reference
+from minigpt_ext.ops.rms_norm import rms_norm_reference
+from minigpt_ext.ops.rope import rope_reference
+from minigpt_ext.ops.swiglu import swiglu_reference
 
 LIMITS = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}  # of the error, relative to the largest value
 Case = tuple[str, Callable[[], float]]  # its name, and what runs it and returns its worst error
@@ -65,6 +69,67 @@ def layer_norm(make: Maker) -> Iterator[Case]:
                         ops.layer_norm, layer_norm_reference, [make.unaligned(rows, C), weight, *bias]
                     ),
                 )
+
+
+def relu_squared(make: Maker) -> Iterator[Case]:
+    for n in (0, 1, 31, 65, 1027, 4099):
+        yield (
+            f"{n}",
+            lambda n=n: forward_backward(lambda x: ops.relu_squared(x), relu_squared_reference, [make.unaligned(n)]),
+        )
+
+
+def swiglu(make: Maker) -> Iterator[Case]:
+    for rows, F in ((1, 1), (0, 8), (3, 33), (9, 64), (2, 1023), (5, 1025), (2, 2600)):
+        yield (
+            f"{rows}x(2x{F})",
+            lambda rows=rows, F=F: forward_backward(
+                lambda x: ops.swiglu(x), swiglu_reference, [make.unaligned(rows, 2 * F)]
+            ),
+        )
+
+
+def rms_norm(make: Maker) -> Iterator[Case]:
+    for rows, C in ((1, 1), (3, 33), (9, 64), (2, 1023), (5, 1025), (70, 130)):
+        for weight_dtype in dict.fromkeys((make.dtype, torch.float32)):
+            for packed in (False, True):
+
+                def run(
+                    rows: int = rows, C: int = C, dtype: torch.dtype = weight_dtype, packed: bool = packed
+                ) -> float:
+                    x = make.normal(1, rows, 3, 2, C)[:, :, 1] if packed else make.unaligned(rows, C)
+                    weight = make.normal(C, dtype=dtype)
+                    return forward_backward(lambda *t: ops.rms_norm(*t), rms_norm_reference, [x, weight])
+
+                yield f"{rows}x{C}, {name_of(weight_dtype)} weight{', packed' if packed else ''}", run
+
+
+def rope(make: Maker) -> Iterator[Case]:
+    for B, T, H, D, R in ((1, 1, 1, 2, 2), (2, 3, 3, 9, 8), (1, 5, 20, 64, 64), (2, 2, 2, 80, 20), (1, 2, 1, 256, 256)):
+        for packed in (False, True):
+
+            def run(shape: tuple = (B, T, H, D), R: int = R, packed: bool = packed) -> float:
+                B, T, H, D = shape
+                x = make.normal(B, T, 3, H, D)[:, :, 1] if packed else make.unaligned(*shape)
+                angles = torch.arange(T + 2)[:, None] * 0.7 ** torch.arange(R // 2)
+                cos, sin = angles.cos(), angles.sin()
+                rows = torch.randint(0, T + 2, (B, T), dtype=torch.int32)
+                place, positions = make.device, rows.to(make.device) if packed else None
+                return forward_backward(
+                    lambda x: ops.rope(x, cos.to(place), sin.to(place), positions=positions),
+                    lambda x: rope_reference(x, cos.double(), sin.double(), positions=rows if packed else None),
+                    [x],
+                )
+
+            yield f"B{B} T{T} H{H} D{D} R{R}{', packed' if packed else ''}", run
+    if make.device.type == "cuda":  # the CPU refuses such positions; a GPU's kernel writes zeros for them
+
+        def run_out_of_range() -> float:
+            cos = torch.ones(4, 8, device=make.device)
+            y = ops.rope(make.normal(1, 2, 3, 20), cos, cos, positions=make.int32([[-1, 1_000_000]]))
+            return error(y, torch.zeros(y.shape))
+
+        yield "positions out of range", run_out_of_range
 
 
 def attention(make: Maker) -> Iterator[Case]:
@@ -160,7 +225,8 @@ def decode_attention(make: Maker) -> Iterator[Case]:
         yield f"{list(before)} + {list(new)} tokens, D{D}{' window 9' if options else ''}", run
 
 
-CASES = {each.__name__: each for each in (attention, layer_norm, gelu, kv_append, decode_attention)}
+ROOMS = (attention, layer_norm, gelu, kv_append, decode_attention, rope, rms_norm, swiglu, relu_squared)
+CASES = {each.__name__: each for each in ROOMS}
 
 
 def forward_backward(ours: Callable, reference: Callable, inputs: Sequence[Tensor]) -> float:

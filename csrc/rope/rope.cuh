@@ -15,8 +15,8 @@ constexpr int kRopeThreads = 128;
 template <class A>
 constexpr int kRopeWidth = 16 / int(sizeof(A));
 
-template <class T>
-__global__ void __launch_bounds__(kRopeThreads) rope_kernel(const __grid_constant__ RopeParams p) {
+template <class T, bool Inverse>
+DEVICE void rotate_token(const RopeParams& p) {
   using A = accumulate_t<T>;
   constexpr int W = kRopeWidth<A>;
   const int64_t token = blockIdx.x, b = token / p.T, t = token % p.T, passed = p.D - 2 * p.half;
@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(kRopeThreads) rope_kernel(const __grid_constan
         const auto c = load_part<W>(cos + i, left), s = load_part<W>(sin + i, left);
 #pragma unroll
         for (int e = 0; e < W; ++e) {
-          const A turn = p.inverse ? -s.at[e] : s.at[e];
+          const A turn = Inverse ? -s.at[e] : s.at[e];
           y1.at[e] = x1.at[e] * c.at[e] - x2.at[e] * turn;
           y2.at[e] = x2.at[e] * c.at[e] + x1.at[e] * turn;
         }
@@ -55,6 +55,16 @@ __global__ void __launch_bounds__(kRopeThreads) rope_kernel(const __grid_constan
       store_part<W>(to + 2 * p.half + i, same, left);
     }
   }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kRopeThreads) rope_forward_kernel(const __grid_constant__ RopeParams p) {
+  rotate_token<T, false>(p);
+}
+
+template <class T>
+__global__ void __launch_bounds__(kRopeThreads) rope_backward_kernel(const __grid_constant__ RopeParams p) {
+  rotate_token<T, true>(p);
 }
 
 }  // namespace minigpt

@@ -8,7 +8,7 @@ from .devices import check_same_device
 
 
 def rope(x: Tensor, cos: Tensor, sin: Tensor, *, positions: Tensor | None = None) -> Tensor:
-    """Rotates queries or keys by the angles of their positions, in pairs (i, i + R/2) of the first R dimensions of a head:
+    """Rotates queries or keys by their positions' angles, in pairs (i, i + R/2) of the first R dimensions of a head:
 
         y[i] = x[i] cos[p, i] - x[i + R/2] sin[p, i]        y[i + R/2] = x[i + R/2] cos[p, i] + x[i] sin[p, i]
 
@@ -19,9 +19,9 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor, *, positions: Tensor | None = None
     cos, sin: (n_positions, R/2), R <= D, float32 (float64 for float64 x): what is computed in. Not differentiable.
     positions: (B, T) int32, each token's p. None: token t of each sequence stands at position t, and T <= n_positions.
     Returns a contiguous (B, T, H, D) of x's dtype. Differentiable once in x: the gradient is rotated back.
-    Raises RuntimeError naming the argument for a wrong shape, dtype or device, and where cos or sin requires a gradient.
-    On the CPU every position is checked; a GPU's kernel writes zeros for a token whose position is out of range, unless
-    MINIGPT_CHECK=1 has it checked there too, which waits for the device.
+    Raises RuntimeError naming the argument for a wrong shape, dtype or device, for cos or sin that requires a gradient,
+    and on the CPU for a position out of range; a GPU's kernel writes zeros for such a token, unless MINIGPT_CHECK=1 has
+    positions checked there too, which waits for the device.
     """
     if cos.requires_grad or sin.requires_grad:
         raise RuntimeError("rope: cos and sin must not require gradients: they are tables, and get none")

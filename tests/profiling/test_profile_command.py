@@ -19,7 +19,7 @@ no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
     [
         (
             ["softmax"],
-            "cannot profile 'softmax'; there are attention, layer_norm, gelu, kv_append, decode_attention, tr",
+            "cannot profile 'softmax'; there are attention, layer_norm, gelu, kv_append, decode_attention, rope, rms_norm, swiglu, relu_squared, tr",
         ),
         (["gelu", "--preset", "tiny"], "--preset means nothing to gelu"),
         (["train", "--shape", "1x1"], "--shape means nothing to train"),
