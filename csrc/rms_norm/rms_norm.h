@@ -9,11 +9,10 @@
 
 namespace minigpt {
 
-// Where the rows of x lie: row r is ((r / n2) / n1, (r / n2) % n1, r % n2) of three outer dimensions, so that the queries or
-// keys of a packed projection, (B, T, H, D) with gaps, are read in place.
+// Where the rows of x lie: row r is at r / inner * outer_stride + r % inner * inner_stride. So the queries of a packed
+// projection (B, T, 3, H, D) are read in place: H heads of D values within a token, one token behind the other.
 struct RowLayout {
-  int64_t n1, n2;
-  int64_t strides[3];  // in elements
+  int64_t inner, inner_stride, outer_stride;  // strides in elements
 };
 
 struct RmsNormForwardParams {

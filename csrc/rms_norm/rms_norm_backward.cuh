@@ -7,14 +7,14 @@
 
 namespace minigpt {
 
-// A team of threads (a warp, or the block) takes a row, as in the forward.
+// A team of threads takes a row, as in the forward.
 template <class T, class Weight, int Team>
 __global__ void __launch_bounds__(kRowThreads)
     rms_norm_backward_dx_kernel(const __grid_constant__ RmsNormBackwardParams p) {
   using A = accumulate_t<T>;
   constexpr int W = kRowWidth<A>;
   const int64_t row = int64_t{blockIdx.x} * (kRowThreads / Team) + threadIdx.x / Team;
-  if (row >= p.rows) return;  // a whole team leaves, and only a team of one warp can
+  if (row >= p.rows) return;  // a whole team leaves, and only one within a warp can
   const int64_t first = threadIdx.x % Team * W;
   const T *const dy = static_cast<const T*>(p.dy) + row * p.C, *const x = row_of<T>(p.x, p.layout, row);
   T* const dx = static_cast<T*>(p.dx) + row * p.C;

@@ -10,9 +10,7 @@ namespace {
 
 template <class T>
 const T* row_of(const void* x, const RowLayout& l, int64_t row) {
-  const int64_t outer = row / l.n2;
-  return static_cast<const T*>(x) + outer / l.n1 * l.strides[0] + outer % l.n1 * l.strides[1] +
-         row % l.n2 * l.strides[2];
+  return static_cast<const T*>(x) + row / l.inner * l.outer_stride + row % l.inner * l.inner_stride;
 }
 
 template <class T, class Weight>
@@ -21,7 +19,7 @@ struct Forward {
   static ALWAYS_INLINE void run(const RmsNormForwardParams* p, int64_t begin, int64_t end) {
     using A = accumulate_t<T>;
     using V = simd::Vector<A, Bytes>;
-    const int64_t C = p->C, ahead = 2 * p->layout.strides[2];
+    const int64_t C = p->C, ahead = 2 * p->layout.inner_stride;
     const Weight* weight = static_cast<const Weight*>(p->weight);
     for (int64_t row = begin; row < end; ++row) {
       const T* x = row_of<T>(p->x, p->layout, row);
@@ -48,7 +46,7 @@ struct Backward {
   static ALWAYS_INLINE void run(const RmsNormBackwardParams* p, int64_t chunk, int64_t begin, int64_t end) {
     using A = accumulate_t<T>;
     using V = simd::Vector<A, Bytes>;
-    const int64_t C = p->C, ahead = 2 * p->layout.strides[2];
+    const int64_t C = p->C, ahead = 2 * p->layout.inner_stride;
     const Weight* weight = static_cast<const Weight*>(p->weight);
     A* dweight = static_cast<A*>(p->partial) + chunk * C;
     std::fill_n(dweight, C, A(0));

@@ -1,4 +1,4 @@
-// RMSNorm forward. A team of threads takes a row and shares its C values: a warp for a short row, else a block.
+// RMSNorm forward. A team of threads takes a row and shares its C values: half a warp, a warp or a block, by its length.
 //   rstd = 1 / sqrt(avg(x^2) + eps)   y = x * rstd * weight
 // x: [rows, C] of T, by RowLayout.  y: [rows, C] of T.  weight: [C] of Weight.  rstd: [rows] of A, float (double for double).
 // The row is read twice, but from memory only once: the second pass finds it in the cache.
@@ -10,9 +10,7 @@ namespace minigpt {
 
 template <class T>
 DEVICE const T* row_of(const void* x, const RowLayout& l, int64_t row) {
-  const int64_t outer = row / l.n2;
-  return static_cast<const T*>(x) + outer / l.n1 * l.strides[0] + outer % l.n1 * l.strides[1] +
-         row % l.n2 * l.strides[2];
+  return static_cast<const T*>(x) + row / l.inner * l.outer_stride + row % l.inner * l.inner_stride;
 }
 
 template <class T, class Weight, int Team>
@@ -20,7 +18,7 @@ __global__ void __launch_bounds__(kRowThreads) rms_norm_forward_kernel(const __g
   using A = accumulate_t<T>;
   constexpr int W = kRowWidth<A>;
   const int64_t row = int64_t{blockIdx.x} * (kRowThreads / Team) + threadIdx.x / Team;
-  if (row >= p.rows) return;  // a whole team leaves, and only a team of one warp can
+  if (row >= p.rows) return;  // a whole team leaves, and only one within a warp can
   const int64_t first = threadIdx.x % Team * W;
   const T* const x = row_of<T>(p.x, p.layout, row);
   T* const y = static_cast<T*>(p.y) + row * p.C;

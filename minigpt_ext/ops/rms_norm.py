@@ -10,8 +10,8 @@ from .devices import check_same_device
 def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight, the mean taken over the last dimension.
 
-    x: (..., C), float32, bfloat16, float16 or float64. Of four dimensions at most and the last one contiguous, it is
-        read where it lies: heads (B, T, H, D) of a packed projection, normed over C = D. Another tensor is copied.
+    x: (..., C), float32, bfloat16, float16 or float64. Heads (B, T, H, D) of a packed projection are read where they
+        lie, and whatever has a contiguous last dimension and others that join to two at most; the rest is copied.
     weight: (C,), of x's dtype, or float32 with a bfloat16 or float16 x (as under autocast).
     Returns a contiguous tensor of x's shape and dtype. All is computed in float32 (float64 for float64) and rounded
     once, at the end; Hugging Face's Llama rounds x / sqrt(...) to x's dtype before it multiplies by the weight.

@@ -11,8 +11,9 @@ import minigpt_ext as mg
 
 pytestmark = pytest.mark.usefixtures("built")
 
-# A thread takes 4 (float64: 2) elements at once. A row is a warp's up to C = 1024, 8 rows a block, else a block's. The
-# backward adds up runs of 4 or more rows by 32 columns; 256 runs at most, more rows make them longer.
+# A thread takes 4 (float64: 2) elements at once. A row is half a warp's up to C = 64, a warp's up to C = 1024, else a
+# block's; a block has 16, 8 or 1 of them. The backward adds up runs of 4 or more rows by 32 columns; 256 runs at most,
+# more rows make them longer.
 SHAPES = [(1, 1), (7, 3), (9, 32), (2, 3, 33), (2, 65), (0, 8), (2, 1025)]
 MORE_SHAPES = [(1,), (1, 1028), (5, 2), (7, 4), (8, 5), (9, 31), (17, 32)]
 MORE_SHAPES += [(33, 33), (3, 63), (9, 64), (3, 129), (2, 1023), (3, 0, 8)]

@@ -136,9 +136,24 @@ def test_heads_of_a_packed_projection(shape, layout, pair, device):
     assert all(torch.equal(plain[name], strided[name]) for name in plain)
 
 
+def copies(op, *inputs) -> bool:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        op(*inputs)
+    return any(event.key == "aten::copy_" for event in profile.key_averages())
+
+
+def test_a_packed_projection_is_read_where_it_lies():
+    inputs, dy = case(2, 5, 3, 8)
+    forward, backward = torch.ops.minigpt.rms_norm_forward, torch.ops.minigpt.rms_norm_backward
+    for layout, copied in ((packed, False), (spread, False), (turned, True), (heads_first, True)):
+        x, weight = layout(inputs["x"]), inputs["weight"]
+        assert copies(forward, x, weight, 1e-6) == copied, layout
+        assert copies(backward, dy, x, weight, normal(30)) == copied, layout
+
+
 @pytest.mark.parametrize("dims", [1, 2, 3, 4, 5])
 def test_strides_of_any_number_of_dimensions(dims, device):
-    """Every second index of each outer dimension: rows in place up to four dimensions, a copy beyond."""
+    """Every second index of each outer dimension: of more than two, a copy is read."""
     inputs, dy = case(*([3, 2, 4, 2][: dims - 1]), 9, device=device)
     wide = torch.full([2 * n for n in inputs["x"].shape[:-1]] + [9], float("nan"), device=device)
     strided = wide[(slice(None, None, 2),) * (dims - 1)].copy_(inputs["x"])

@@ -131,6 +131,15 @@ def test_unaligned_and_strided(D, R, layout, dtype, device):
     assert all(torch.equal(plain[name], strided[name]) for name in plain)
 
 
+def test_a_packed_projection_is_read_where_it_lies():
+    inputs = case((2, 5, 3, 8), 8)
+    for layout, copied in ((packed, False), (heads_first, False), (spread, False), (turned, True)):
+        x = layout(inputs["x"])
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            mg.ops.rope(x, inputs["cos"], inputs["sin"])
+        assert any(event.key == "aten::copy_" for event in profile.key_averages()) == copied, layout
+
+
 def test_an_expanded_gradient(device):
     inputs = case((2, 5, 3, 8), 8, device=device)
     inputs["dy"] = inputs["dy"][:1, :1, :1, :1].expand(2, 5, 3, 8)
