@@ -7,15 +7,17 @@ from torch import Tensor
 
 
 def check_score_rule(op: str, q: Tensor, alibi_slopes: Tensor | None, softcap: float | None) -> None:
-    """Raises ValueError or RuntimeError naming the argument. q: (..., H, D)."""
-    if softcap is not None and not 1e-30 <= softcap <= 1e30:
-        raise ValueError(f"{op}: softcap must be positive and finite (1e-30 ... 1e30), or None, got {softcap}")
+    """Raises an error that names the argument. q: (..., H, D)."""
+    if softcap is not None and not (isinstance(softcap, int | float) and 1e-30 <= softcap <= 1e30):
+        raise ValueError(f"{op}: softcap must be positive and finite (1e-30 ... 1e30), or None, got {softcap!r}")
     if alibi_slopes is None:
         return
+    if not isinstance(alibi_slopes, Tensor):
+        raise TypeError(f"{op}: alibi_slopes must be a tensor, got {type(alibi_slopes).__name__}")
     if torch.is_grad_enabled() and alibi_slopes.requires_grad:
         raise RuntimeError(f"{op}: alibi_slopes requires a gradient, and there is none; give it detached")
     wanted = accumulation_type(q.dtype)
-    if q.dim() >= 2 and alibi_slopes.shape != q.shape[-2:-1] or alibi_slopes.dtype != wanted:
+    if (q.dim() > 1 and alibi_slopes.shape != q.shape[-2:-1]) or alibi_slopes.dtype != wanted:
         raise ValueError(
             f"{op}: alibi_slopes must be (H,) = {tuple(q.shape[-2:-1])} in {wanted}, got "
             f"{tuple(alibi_slopes.shape)} in {alibi_slopes.dtype}"
