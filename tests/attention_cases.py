@@ -70,7 +70,8 @@ def sizes(
     """Each quantity's (stored, added_up) of accuracy.py: attention.h's formulas in float64, with the absolute
     value of every term. A score s is known to eps x sum |q||k| scale, an error that its probability
     takes over whole: hence the factor `exponent`. A soft cap's derivative takes over 2 / softcap times
-    that error; it and the capped score are products of a few numbers, each of them rounded."""
+    that error. `rounded` counts the factors of a product that are rounded on their own: a probability, dropout's
+    1 / (1 - dropout_p), and two for tanh and its derivative."""
     (B, T, H, D), (S, H_kv) = q.shape, k.shape[1:3]
     q, k, v, g = (t.double() for t in (q, k, v, g))
     scale = 1 / math.sqrt(D) if scale is None else abs(scale)
@@ -86,8 +87,8 @@ def sizes(
     out = torch.einsum("bhts,bshd->bthd", kept, v_wide)
     q, k, v, g = q.abs(), k_wide.abs(), v_wide.abs(), g.abs()
     error = largest((torch.einsum("bthd,bshd->bhts", q, k) * scale + bias) * visible)
-    rounded = 1 if softcap is None else 3
-    exponent = 1 + rounded * error
+    rounded = 1 + (dropout_p > 0) + 2 * (softcap is not None)
+    exponent = rounded * (1 + error)
     steepness = rounded * (1 + error * max(1.0, 2 / softcap if softcap else 1.0))
     delta = torch.einsum("bthd,bthd->bht", g, out.abs())[..., None]
     ds = (kept * torch.einsum("bthd,bshd->bhts", g, v) + p * delta) * gain
