@@ -17,7 +17,7 @@ SEED = 1  # of the dropout masks that are checked
 def alibi_slopes(H: int, options: report.Options) -> Tensor:
     """(H,): the geometric series of Press et al., 2^(-8 / H), 2^(-16 / H), ..., 2^-8."""
     place = {"device": options.device, "dtype": accumulation_type(options.dtype)}
-    return 2.0 ** (-8 / max(1, H) * torch.arange(1, H + 1, **place))
+    return 2.0 ** (-8 / H * torch.arange(1, H + 1, **place))
 
 
 def make_case(
@@ -45,8 +45,8 @@ def make_case(
         if not (alibi or softcap):
             return []
         distance = torch.arange(T, device=options.device)[:, None] - torch.arange(T, device=options.device)
-        slopes = alibi_slopes(H if alibi else 0, options)
-        bias = -slopes[:, None, None] * distance if alibi else torch.zeros(1, T, T, device=options.device)
+        slopes = alibi_slopes(H, options) if alibi else torch.zeros(1, device=options.device)
+        bias = -slopes[:, None, None] * distance
         mask = bias.masked_fill(distance < 0, -math.inf).to(options.dtype)  # (H or 1, T, T)
         return [mask, slopes] if alibi else [mask]
 
