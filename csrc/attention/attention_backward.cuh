@@ -78,16 +78,15 @@ __global__ void __launch_bounds__(BackwardTiling<T, kD>::threads, 2)
     multiply_rows<L>(score, q_tile, k_tile, s.D);
     multiply_rows<L>(dp, dout_tile, v_tile, s.D);
     const Mask sees = mask_of(s, i0, j0, L::R);
-    const int64_t distance = i0 + s.S - s.T - j0;
+    const A distance = A(i0 + s.S - s.T - j0 + y * L::M - x);  // of this thread's first query to its first key
 #pragma unroll
     for (int i = 0; i < L::M; ++i) {
       const int row = y * L::M + i;
       const unsigned kept = s.dropout_threshold ? kept_keys<L>(s, seed, bh, i0 + row, j0) : ~0u;
 #pragma unroll
       for (int j = 0; j < L::M; ++j) {
-        const int column = x + L::X * j;
-        const Score<A> scored = score_of(score[i][j], distance + row - column);
-        const A prob = sees(row, column) ? std::exp2(scored.value - lse[i]) : A(0);
+        const Score<A> scored = score_of(score[i][j], distance + A(i - L::X * j));
+        const A prob = sees(row, x + L::X * j) ? std::exp2(scored.value - lse[i]) : A(0);
         score[i][j] = prob * ((kept >> j & 1 ? dp[i][j] * kept_scale : A(0)) - delta[i]) * scored.gain;
       }
     }
@@ -138,7 +137,7 @@ __global__ void __launch_bounds__(BackwardTiling<T, kD>::threads, 2)
       multiply_rows<L>(score, k_tile, q_tile, s.D);
       multiply_rows<L>(dp, v_tile, dout_tile, s.D);
       const Mask sees = mask_of(s, i0, j0, L::R);
-      const int64_t distance = i0 + s.S - s.T - j0;
+      const A distance = A(i0 + s.S - s.T - j0 + x - y * L::M);  // of this thread's first query to its first key
 #pragma unroll
       for (int j = 0; j < L::M; ++j) {
         const int64_t query = i0 + x + L::X * j, key = j0 + y * L::M;
@@ -148,9 +147,8 @@ __global__ void __launch_bounds__(BackwardTiling<T, kD>::threads, 2)
 #pragma unroll
         for (int i = 0; i < L::M; ++i) {
           const A z = kept >> i & 1 ? kept_scale : A(0);
-          const int row = x + L::X * j, column = y * L::M + i;
-          const Score<A> scored = score_of(score[i][j], distance + row - column);
-          const A prob = sees(row, column) ? std::exp2(scored.value - lse) : A(0);
+          const Score<A> scored = score_of(score[i][j], distance + A(L::X * j - i));
+          const A prob = sees(x + L::X * j, y * L::M + i) ? std::exp2(scored.value - lse) : A(0);
           score[i][j] = prob * z;
           dp[i][j] = prob * (dp[i][j] * z - delta) * scored.gain;
         }

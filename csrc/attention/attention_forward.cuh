@@ -47,15 +47,15 @@ __global__ void __launch_bounds__(ForwardTiling<T, kD>::threads)
     Scores<L> score;
     multiply_rows<L>(score, q_tile, kv_tile, s.D);
     const Mask sees = mask_of(s, i0, j0, L::R);
-    const int64_t distance = i0 + s.S - s.T - j0;
+    const A distance = A(i0 + s.S - s.T - j0 + y * L::M - x);  // of this thread's first query to its first key
 #pragma unroll
     for (int i = 0; i < L::M; ++i) {
       const int row = y * L::M + i;
       A best = highest[i];
 #pragma unroll
       for (int j = 0; j < L::M; ++j) {
-        const int column = x + L::X * j;
-        score[i][j] = sees(row, column) ? score_of(score[i][j], distance + row - column).value : kNone;
+        const A scored = score_of(score[i][j], distance + A(i - L::X * j)).value;
+        score[i][j] = sees(row, x + L::X * j) ? scored : kNone;
         best = std::fmax(best, score[i][j]);
       }
       best = lanes_max<L::X>(best);

@@ -25,14 +25,14 @@ class ScoreOf {
   }
 
   // distance: of the query's position to the key's
-  DEVICE Score<A> operator()(A product, int64_t distance) const {
+  DEVICE Score<A> operator()(A product, A distance) const {
     Score<A> score = {product * scale_, A(1)};
     if constexpr (kRule) {
       if (softcap_ > 0) {
         const A e = std::exp(-2 * std::fabs(score.value)), r = 1 / (1 + e);
         score = {softcap_ * std::tanh(score.value), 4 * e * r * r};  // 1 - tanh^2 would cancel
       }
-      if (slope_ != 0) score.value -= slope_ * A(distance);
+      if (slope_ != 0) score.value -= slope_ * distance;
     }
     return score;
   }

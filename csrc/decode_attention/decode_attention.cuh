@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(kDecodeThreads)
 #pragma unroll
       for (int w = 0; w < W; ++w) score += q[n].at[w] * key[n].at[w];
     }
-    score = score_of(lanes_sum<Team::lanes>(score), query - position).value;
+    score = score_of(lanes_sum<Team::lanes>(score), A(query - position)).value;
     if (at < 0) continue;
     const A best = std::fmax(highest, score), base = best == kNone ? A(0) : best;
     const A shrink = std::exp2(highest - base), share = std::exp2(score - base);

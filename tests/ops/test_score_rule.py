@@ -10,10 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ops.test_attention import cases
 from ops.test_decode_attention import Batch, batches
+from paged import write
 from tensors import normal, spread, unaligned
 
 import minigpt_ext as mg
 from minigpt_ext.ops.attention import attention_reference
+from minigpt_ext.ops.score import final_scores
 
 CASES = [
     Case(1, 1, 1, 1, 1, 1),
@@ -133,6 +135,31 @@ def test_the_soft_cap_keeps_its_relative_precision(dtype, device):
     expected = softcap * torch.tanh(q.double() / softcap)
     error = (lse.double().flatten() - expected.flatten()).abs() / expected.flatten().abs()
     assert error.max() < 4 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_logsumexp_is_that_of_the_final_scores(rule, device):
+    """Absolute distances count here, where softmax would hide a constant."""
+    inputs, _ = Case(2, 40, 100, 6, 2, 16).inputs(device=device)
+    asked = {"alibi_slopes": None, "softcap": None} | rule_options(rule, 6, device=device)
+    _, lse = torch.ops.minigpt.attention_forward(
+        *inputs.values(), 0.25, True, 0, asked["alibi_slopes"], asked["softcap"] or 0.0, 0.0, None
+    )
+    k = inputs["k"].double().repeat_interleave(3, 2)
+    scores = torch.einsum("bthd,bshd->bhts", inputs["q"].double(), k) * 0.25
+    distance = torch.arange(60, 100, device=device)[:, None] - torch.arange(100, device=device)
+    scores = final_scores(scores, distance, **asked).masked_fill(distance < 0, -math.inf)
+    torch.testing.assert_close(lse.double(), torch.logsumexp(scores, -1), rtol=1e-5, atol=1e-5)
+
+
+def test_a_distant_key_has_its_whole_distance(device):
+    """Two keys far from the query that are ten apart, the rest far below them in score."""
+    batch = Batch([5000], [1], H=1, D=4, device=device)
+    batch.q = [torch.full_like(batch.q[0], 10.0)]
+    batch.k[0][:] = -10.0
+    batch.k[0][[100, 110]] = 10.0
+    write(batch.caches[0], batch.table, 0, batch.k[0])
+    batch.check(alibi_slopes=torch.tensor([0.01], device=device))
 
 
 def test_zero_slopes_change_nothing(device):
