@@ -43,6 +43,10 @@ class Maker:
         """Contiguous, and one element behind the start of its memory."""
         return self.normal(1 + int(torch.tensor(shape).prod()))[1:].view(shape)
 
+    def slopes(self, H: int) -> Tensor:
+        """ALiBi's, in float32 as for every 16-bit and 32-bit dtype."""
+        return (2.0 ** (-8 * torch.rand(H))).to(self.device)
+
     def int32(self, values: Sequence) -> Tensor:
         return torch.tensor(values, dtype=torch.int32).to(self.device)
 
@@ -143,6 +147,10 @@ def attention(make: Maker) -> Iterator[Case]:
         (1, 40, 9, 1, 1, 16, {}),  # queries that stand before the first key
         (1, 9, 70, 3, 1, 33, {"causal": False}),
         (2, 66, 66, 2, 2, 64, {"dropout_p": 0.3, "seed": 3}),
+        (1, 35, 70, 6, 3, 32, {"alibi_slopes": make.slopes(6)}),
+        (1, 33, 66, 2, 1, 64, {"softcap": 1.5, "window": 40}),
+        (1, 17, 20, 3, 1, 100, {"alibi_slopes": make.slopes(3), "softcap": 1.5}),
+        (1, 17, 40, 3, 3, 256, {"alibi_slopes": make.slopes(3), "softcap": 1.5}),
         (1, 3, 0, 1, 1, 16, {}),
     ):
 
@@ -153,10 +161,20 @@ def attention(make: Maker) -> Iterator[Case]:
             else:
                 inputs = [make.normal(B, T, H, D), make.normal(B, S, H_kv, D), make.normal(B, S, H_kv, D)]
             return forward_backward(
-                lambda *t: ops.attention(*t, **options), lambda *t: attention_reference(*t, **options), inputs
+                lambda *t: ops.attention(*t, **options),
+                lambda *t: attention_reference(*t, **on_cpu(options)),
+                inputs,
             )
 
-        yield f"B{B} T{T} S{S} H{H}/{H_kv} D{D}{''.join(f' {key}={value}' for key, value in options.items())}", run
+        yield f"B{B} T{T} S{S} H{H}/{H_kv} D{D}{name_of_options(options)}", run
+
+
+def on_cpu(options: dict) -> dict:
+    return {name: value.cpu() if isinstance(value, Tensor) else value for name, value in options.items()}
+
+
+def name_of_options(options: dict) -> str:
+    return "".join(f" {name}" if isinstance(value, Tensor) else f" {name}={value}" for name, value in options.items())
 
 
 BATCHES = (  # tokens that each sequence has already, and how many are new
@@ -212,7 +230,9 @@ def kv_append(make: Maker) -> Iterator[Case]:
 
 def decode_attention(make: Maker) -> Iterator[Case]:
     for (before, new), D, options in (
-        (batch, D, options) for batch in BATCHES for D, options in ((64, {}), (40, {"window": 9}))
+        (batch, D, options)
+        for batch in BATCHES
+        for D, options in ((64, {}), (40, {"window": 9}), (64, {"alibi_slopes": make.slopes(4), "softcap": 1.5}))
     ):
 
         def run(before: tuple = before, new: tuple = new, D: int = D, options: dict = options) -> float:
@@ -220,9 +240,9 @@ def decode_attention(make: Maker) -> Iterator[Case]:
             arguments = paged(make, before, new, 2, D) | {"seq_lens": lens, "q": tokens(make, new, 4, D)}
             out = ops.decode_attention(**arguments, **options)
             wide = {name: t.cpu().double() if t.is_floating_point() else t.cpu() for name, t in arguments.items()}
-            return error(out, decode_attention_reference(**wide, **options))
+            return error(out, decode_attention_reference(**wide, **on_cpu(options)))
 
-        yield f"{list(before)} + {list(new)} tokens, D{D}{' window 9' if options else ''}", run
+        yield f"{list(before)} + {list(new)} tokens, D{D}{name_of_options(options)}", run
 
 
 ROOMS = (attention, layer_norm, gelu, kv_append, decode_attention, rope, rms_norm, swiglu, relu_squared)

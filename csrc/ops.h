@@ -7,14 +7,15 @@ namespace minigpt {
 
 template <class Library>
 void define_ops(Library& m) {
-  // q (B, T, H, D), k and v (B, S, H_kv, D) -> out (B, T, H, D), lse (B, H, T); window 0: none; seed: one int64
+  // q (B, T, H, D), k and v (B, S, H_kv, D) -> out (B, T, H, D), lse (B, H, T); window 0 and softcap 0: none;
+  // alibi_slopes (H,), in float whatever the others are (double for double); seed: one int64
   m.def(
-      "attention_forward(Tensor q, Tensor k, Tensor v, float scale, bool causal, int window, float dropout_p, "
-      "Tensor? seed) -> (Tensor, Tensor)");
+      "attention_forward(Tensor q, Tensor k, Tensor v, float scale, bool causal, int window, "
+      "Tensor? alibi_slopes, float softcap, float dropout_p, Tensor? seed) -> (Tensor, Tensor)");
   // -> dq, dk, dv
   m.def(
       "attention_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, float scale, bool causal, "
-      "int window, float dropout_p, Tensor? seed) -> (Tensor, Tensor, Tensor)");
+      "int window, Tensor? alibi_slopes, float softcap, float dropout_p, Tensor? seed) -> (Tensor, Tensor, Tensor)");
 
   // x (..., C), weight and bias (C,) -> y (..., C), mean (rows,), rstd (rows,)
   m.def("layer_norm_forward(Tensor x, Tensor weight, Tensor? bias, float eps) -> (Tensor, Tensor, Tensor)");
@@ -54,7 +55,7 @@ void define_ops(Library& m) {
   // q (B, T, H, D), or (rows, H, D) with query_start -> the same shape; seq_lens (B,): tokens with the new ones
   m.def(
       "decode_attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor block_table, Tensor seq_lens, "
-      "Tensor? query_start, float scale, int window) -> Tensor");
+      "Tensor? query_start, float scale, int window, Tensor? alibi_slopes, float softcap) -> Tensor");
 }
 
 }  // namespace minigpt

@@ -19,6 +19,10 @@ OPS = {
     "attention": (mg.ops.attention, projected),
     "attention window": (lambda q, k, v: mg.ops.attention(q, k, v, window=3, scale=0.2), projected),
     "attention dropout": (lambda q, k, v: mg.ops.attention(q, k, v, dropout_p=0.5, seed=7), projected),
+    "attention alibi and softcap": (
+        lambda q, k, v: mg.ops.attention(q, k, v, alibi_slopes=2.0 ** -torch.arange(1.0, 5.0), softcap=1.5),
+        projected,
+    ),
     "attention packed": (
         lambda qkv: mg.ops.attention(*qkv.view(2, -1, 3, 4, 8).unbind(2)).flatten(2),
         lambda n: {"qkv": normal(2, n, 96)},
@@ -124,7 +128,11 @@ def test_the_backend_is_chosen_when_compiling():
 
 def decode(q, k, v, k_cache, v_cache, table, lens):
     mg.ops.kv_append(k_cache, v_cache, k, v, table, lens)
-    return mg.ops.decode_attention(q, k_cache, v_cache, table, lens + q.shape[1])
+    slopes = 2.0 ** -torch.arange(1.0, 5.0)
+    plain = mg.ops.decode_attention(q, k_cache, v_cache, table, lens + q.shape[1])
+    return plain + mg.ops.decode_attention(
+        q, k_cache, v_cache, table, lens + q.shape[1], alibi_slopes=slopes, softcap=1.5
+    )
 
 
 def check_cache(backend: str) -> None:

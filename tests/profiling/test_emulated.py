@@ -46,7 +46,7 @@ def test_gelu(minigpt, monkeypatch) -> None:
 
 def test_resources(minigpt, monkeypatch) -> None:
     """87,040 bytes of 128-thread-registers: two blocks on 9.0 and 10.0, one on 8.0 (see test_occupancy.py)."""
-    known = {"attention_forward_kernel<float, 64>": Resources(128, 0, 0)}
+    known = {"attention_forward_kernel<float, 64, false>": Resources(128, 0, 0)}
     monkeypatch.setattr(emulated, "find_nvcc", lambda: "nvcc")
     asked = []
     monkeypatch.setattr(emulated, "resources", lambda *arguments: asked.append(arguments) or known)
