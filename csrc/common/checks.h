@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <cstdlib>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
@@ -137,6 +138,17 @@ inline const void* input(const Tensor& t) { return t.const_data_ptr(); }
 inline void* output(const Tensor& t) { return t.mutable_data_ptr(); }
 #endif
 inline const void* input(const std::optional<Tensor>& t) { return t ? input(*t) : nullptr; }
+
+// Whether the values of index tensors are checked before a launch: on the CPU always; on a GPU, where that waits for the
+// device, only with MINIGPT_CHECK=1, and kernels there never use what is out of range.
+inline bool values_are_checked(const Tensor& t) {
+  const char* const wanted = std::getenv("MINIGPT_CHECK");
+  return !runs_cuda(t) || (wanted && std::string(wanted) == "1");
+}
+
+inline Tensor on_cpu(const Tensor& t) {
+  return t.is_cpu() ? t : torch::stable::to(t, torch::stable::Device(torch::headeronly::DeviceType::CPU));
+}
 
 #ifdef MINIGPT_CUDA
 inline CudaStream current_stream(const Tensor& t) {

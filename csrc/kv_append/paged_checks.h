@@ -1,7 +1,5 @@
 // The checks that kv_append and decode_attention share: a paged cache, its table, and the new tokens' place in it.
 #pragma once
-#include <cstdlib>
-
 #include "../common/checks.h"
 #include "kv_append.h"
 
@@ -43,15 +41,9 @@ inline void check_table_values(const PagedLayout& l, bool before, const char* op
   }
 }
 
-// On the CPU tables and lengths are always checked. On a GPU that would wait for the device, so its kernels skip what is out
-// of range, and only MINIGPT_CHECK=1 has it checked.
 inline void check_tables(PagedLayout layout, const Tensor& block_table, const Tensor& seq_lens,
                          const std::optional<Tensor>& query_start, bool before, const char* op) {
-  const char* const wanted = std::getenv("MINIGPT_CHECK");
-  if (runs_cuda(seq_lens) && !(wanted && std::string(wanted) == "1")) return;
-  const auto on_cpu = [](const Tensor& t) {
-    return t.is_cpu() ? t : torch::stable::to(t, torch::stable::Device(torch::headeronly::DeviceType::CPU));
-  };
+  if (!values_are_checked(seq_lens)) return;
   const Tensor table = on_cpu(block_table), lengths = on_cpu(seq_lens);
   const std::optional<Tensor> starts = query_start ? std::optional(on_cpu(*query_start)) : std::nullopt;
   layout.block_table = static_cast<const int32_t*>(table.const_data_ptr());

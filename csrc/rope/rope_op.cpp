@@ -1,5 +1,3 @@
-#include <cstdlib>
-
 #include "../common/checks.h"
 #include "rope.h"
 
@@ -15,14 +13,9 @@ void check_table(const Tensor& t, const Tensor& x, std::vector<int64_t> shape, c
   check_shape(t, std::move(shape), kOp, argument, "(n_positions, R/2)");
 }
 
-// On a GPU that would wait for the device; there the kernel writes zeros for a position out of range, and only
-// MINIGPT_CHECK=1 has them checked.
 void check_positions(const Tensor& positions, int64_t T, int64_t n_positions) {
-  const char* const wanted = std::getenv("MINIGPT_CHECK");
-  if (runs_cuda(positions) && !(wanted && std::string(wanted) == "1")) return;
-  const Tensor here = positions.is_cpu()
-                          ? positions
-                          : torch::stable::to(positions, torch::stable::Device(torch::headeronly::DeviceType::CPU));
+  if (!values_are_checked(positions)) return;
+  const Tensor here = on_cpu(positions);
   const int32_t* const position = static_cast<const int32_t*>(here.const_data_ptr());
   for (int64_t i = 0; i < here.numel(); ++i)
     check(position[i] >= 0 && position[i] < n_positions, kOp, ": positions[", i / T, "][", i % T, "] is ", position[i],
