@@ -89,6 +89,10 @@ class Checkpoint:
         """The tensor `name`: a view of its file. See `SafetensorsFile.tensor`."""
         return self.file_of(name).tensor(name)
 
+    def release(self, name: str) -> None:
+        """Let go of the memory of the tensor `name` for now. See `SafetensorsFile.release`."""
+        self.file_of(name).release(name)
+
 
 def _weights_in(directory: Path) -> Path:
     """The one file to begin with. Of a single file and an index the file counts, as it does in transformers."""

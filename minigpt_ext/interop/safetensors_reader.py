@@ -134,6 +134,19 @@ class SafetensorsFile:
         except (RuntimeError, TypeError, OverflowError) as error:  # dimensions beyond torch's 63 bits
             raise ValueError(f"{self.path}: tensor {shown(name)}: torch has no shape {shown(shape)}") from error
 
+    def release(self, name: str) -> None:
+        """Let the system take back the memory in which it keeps the tensor `name`, until it is touched again.
+
+        What was written into it is forgotten. Of pages that it shares with its neighbours nothing is.
+
+        Raises ValueError where there is none of that name.
+        """
+        info = self.info(name)
+        begin = -(-(self._data + info.begin) // mmap.PAGESIZE) * mmap.PAGESIZE
+        end = (self._data + info.end) // mmap.PAGESIZE * mmap.PAGESIZE
+        if self._mapping is not None and begin < end:
+            self._mapping.madvise(mmap.MADV_DONTNEED, begin, end - begin)
+
 
 def _read_header(descriptor: int, size: int) -> bytes:
     if size < 8:
