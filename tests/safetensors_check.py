@@ -59,9 +59,10 @@ def _compare_tensor(name: str, ours: SafetensorsFile, theirs: safetensors.safe_o
         assert expected is None, f"the library gives {name!r}, and our reader does not"
         return
     assert expected is not None, f"our reader gives {name!r}, and the library does not"
-    assert (tensor.dtype, tensor.shape) == (expected.dtype, expected.shape)
-    assert bytes_of(tensor) == bytes_of(expected)
-    assert tensor.data_ptr() % tensor.dtype.itemsize == 0
+    kinds = (tensor.dtype, tensor.shape), (expected.dtype, expected.shape)
+    assert kinds[0] == kinds[1], f"{name!r} is {kinds[0]} here and {kinds[1]} in the library"
+    assert bytes_of(tensor) == bytes_of(expected), f"{name!r} holds other bytes than the library reads"
+    assert tensor.data_ptr() % tensor.dtype.itemsize == 0, f"{name!r} lies askew"
 
 
 def bytes_of(tensor: torch.Tensor) -> bytes:

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save, save_file
 from safetensors_check import bytes_of, compare, entry, write_raw
 
-from minigpt_ext.interop import safetensors_reader
+from minigpt_ext.interop import safetensors_header, safetensors_reader
 from minigpt_ext.interop.safetensors_header import DTYPES
 from minigpt_ext.interop.safetensors_reader import MAX_HEADER, SafetensorsFile
 
@@ -289,6 +289,23 @@ def test_what_only_our_reader_refuses(tmp_path, header):
     with pytest.raises(ValueError, match="twice|must be"):
         SafetensorsFile(path)
     assert not compare(path)
+
+
+def test_the_comparison_sees_a_reader_that_is_too_lax_or_too_strict(tmp_path, monkeypatch):
+    path = write_raw(tmp_path / "file.safetensors", one(data_offsets=[1, 5]), FOUR + b"e")
+    with monkeypatch.context() as patched:
+        patched.setattr(safetensors_header, "_check_layout", lambda tensors, data_size: None)
+        with pytest.raises(AssertionError, match="the library refuses this file"):
+            compare(path)
+    write_raw(path, one(), FOUR)
+    with monkeypatch.context() as patched:
+        patched.setattr(safetensors_header, "_UINT64", 4)
+        with pytest.raises(AssertionError, match="the library accepts this file"):
+            compare(path)
+    with monkeypatch.context() as patched:
+        patched.setitem(DTYPES, "F32", (32, torch.int32))
+        with pytest.raises(AssertionError, match="float32"):
+            compare(path)
 
 
 def test_a_key_twice_is_found_in_time_among_many(tmp_path):
