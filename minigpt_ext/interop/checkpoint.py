@@ -116,7 +116,7 @@ def _about_pickles(path: Path) -> str:
 
 
 def _open_shards(index: Path) -> Checkpoint:
-    homes = _read_index(index)
+    homes = read_index(index)
     files: dict[str, SafetensorsFile] = {}
     for name, shard in homes.items():
         if shard not in files:
@@ -131,7 +131,7 @@ def _open_shards(index: Path) -> Checkpoint:
     return checkpoint
 
 
-def _read_index(index: Path) -> dict[str, str]:
+def read_index(index: Path) -> dict[str, str]:
     """The index's "weight_map": the shard of each tensor, by their names; every shard inside of the index's folder."""
     if not index.is_file():
         raise ValueError(f"{index} is not a file")
