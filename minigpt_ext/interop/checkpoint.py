@@ -124,6 +124,8 @@ def _open_shards(index: Path) -> Checkpoint:
                 files[shard] = SafetensorsFile(index.parent / shard)
             except FileNotFoundError:
                 raise ValueError(f"{index}: the shard {shard} is not there; it is to hold {shown(name)}") from None
+            except OSError as error:  # as of a name that is too long, or leads through a file
+                raise ValueError(f"{index}: the shard {shown(shard)} cannot be opened: {error.strerror}") from error
     checkpoint = Checkpoint(list(files.values()))
     for name, shard in homes.items():
         if name not in files[shard]:

@@ -150,7 +150,9 @@ class _Model:
     @property
     def _by_hand(self) -> str:
         page = f"{self.hub.constants.ENDPOINT}/{self.name}/tree/{self.revision or 'main'}"
-        return f"By hand: put config.json, *.safetensors and the tokenizer's files of {page} into a folder, and name that"
+        return (
+            f"By hand: put config.json, *.safetensors and the tokenizer's files of {page} into a folder, and name that"
+        )
 
 
 def _is_complete(folder: Path) -> bool:

@@ -70,6 +70,11 @@ def test_shards_may_lie_in_folders_inside_and_be_links(shards):
         ({"a": "model-1.safetensors", "c": "model-1.safetensors"}, "tensor 'c' is not in model-1.safetensors, where"),
         ({"a": "model-2.safetensors", "c": "model-2.safetensors"}, "tensor 'a' is not in model-2.safetensors, where"),
         ({"a": "model-3.safetensors"}, "shard model-3.safetensors is not there; it is to hold 'a'"),
+        (
+            {"a": "model-1.safetensors/b.safetensors"},
+            "shard 'model-1.safetensors/b.safetensors' cannot be opened: Not a",
+        ),
+        ({"a": "a" * 300 + ".safetensors"}, "cannot be opened: File name too long"),
         ({"a": "../model-1.safetensors"}, "leads out of the folder"),
         ({"a": "inside/../../model-1.safetensors"}, "leads out of the folder"),
         ({"a": "/etc/model-1.safetensors"}, "leads out of the folder"),
