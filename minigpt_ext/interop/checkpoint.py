@@ -118,7 +118,7 @@ def _about_pickles(path: Path) -> str:
 def _open_shards(index: Path) -> Checkpoint:
     homes = read_index(index)
     files: dict[str, SafetensorsFile] = {}
-    for name, shard in homes.items():
+    for name, shard in sorted(homes.items(), key=lambda home: home[1]):
         if shard not in files:
             try:
                 files[shard] = SafetensorsFile(index.parent / shard)
