@@ -196,6 +196,7 @@ REFUSED = {
     "half a byte": (one(dtype="F4", shape=[7]), FOUR, "28 bits, which are no whole bytes"),
     "size": (one(shape=[2]), FOUR, r"takes 8 bytes, and data_offsets \[0, 4\] hold 4"),
     "overlap": (two([0, 4], [2, 6]), FOUR + b"ef", "tensor 'b': .* overlap another tensor, which ends at 4"),
+    "overlap by a byte": (two([0, 4], [3, 7]), b"abcdefg", "tensor 'b': .* overlap another tensor"),
     "same place": (two([0, 4], [0, 4]), FOUR, "tensor 'b': .* overlap"),
     "hole": (two([0, 4], [5, 9]), FOUR + b"efghi", "tensor 'b': .* leave a hole: bytes 4 to 5 belong to no tensor"),
     "hole in front": (one(data_offsets=[1, 5]), FOUR + b"e", "leave a hole"),
