@@ -6,6 +6,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from minigpt_ext.model.config import MAX_HEAD_DIM
+
 from .safetensors_header import shown
 
 REQUIRED = object()
@@ -19,6 +21,17 @@ OTHER_MODELS = {
     "quantization_config": "its weights are packed integers; a copy of the model that is not quantised is needed",
     "per_layer_config": "its layers differ in more than their windows",
 }
+
+
+def divided(width_name: str, width: int, heads_name: str, n_head: int) -> int:
+    """head_dim, where it is the width over the heads. Raises ValueError where that is none, or too much."""
+    if width % n_head:
+        raise ValueError(f"{width_name} must be a multiple of {heads_name}, and {width} is none of {n_head}")
+    if width // n_head > MAX_HEAD_DIM:
+        raise ValueError(
+            f"{width_name} / {heads_name}, the width of a head, must be {MAX_HEAD_DIM} at most, not {width} / {n_head}"
+        )
+    return width // n_head
 
 
 class Fields:

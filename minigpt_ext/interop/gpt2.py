@@ -12,7 +12,7 @@ from typing import Any
 
 from minigpt_ext.model import GPTConfig
 
-from .fields import MAX_IDS, MAX_LAYERS, OTHER_MODELS, Fields
+from .fields import MAX_IDS, MAX_LAYERS, OTHER_MODELS, Fields, divided
 from .rules import HEAD, Family, Rule
 
 # gelu_new, gelu_fast and gelu_pytorch_tanh are three spellings of one formula.
@@ -38,8 +38,6 @@ def config_of(values: Mapping[str, Any]) -> GPTConfig:
     n_layer = fields.integer("n_layer", "num_hidden_layers", limit=MAX_LAYERS)
     n_head = fields.integer("n_head", "num_attention_heads")
     n_embd = fields.integer("n_embd", "hidden_size")
-    if n_embd % n_head:
-        raise ValueError(f"n_embd must be a multiple of n_head, and {n_embd} is none of {n_head}")
     fields.none_of(**OTHER_MODELS)
     fields.only("scale_attn_weights", True)
     fields.only("scale_attn_by_inverse_layer_idx", False)
@@ -52,6 +50,7 @@ def config_of(values: Mapping[str, Any]) -> GPTConfig:
         n_layer=n_layer,
         n_head=n_head,
         n_embd=n_embd,
+        head_dim=divided("n_embd", n_embd, "n_head", n_head),
         mlp_width=fields.integer("n_inner", default=4 * n_embd),
         activation=fields.choice("activation_function", among=ACTIVATIONS, default="gelu_new"),
         norm_epsilon=fields.number("layer_norm_epsilon", default=1e-5),

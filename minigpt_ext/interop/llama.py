@@ -13,7 +13,7 @@ from typing import Any
 from minigpt_ext.model import GPTConfig
 from minigpt_ext.model.config import MAX_HEAD_DIM
 
-from .fields import MAX_IDS, MAX_LAYERS, OTHER_MODELS, Fields
+from .fields import MAX_IDS, MAX_LAYERS, OTHER_MODELS, Fields, divided
 from .rope import rope_of
 from .rules import HEAD, Family, Rule
 from .safetensors_header import shown
@@ -62,14 +62,7 @@ def config_of(values: Mapping[str, Any]) -> GPTConfig:
 def _head_dim(fields: Fields, kind: str, n_embd: int, n_head: int) -> int:
     head_dim = fields.integer("head_dim", default=128 if kind == "qwen3" else None, limit=MAX_HEAD_DIM)
     if head_dim is None:
-        if n_embd % n_head:
-            raise ValueError(
-                f"hidden_size must be a multiple of num_attention_heads where head_dim is not given, and {n_embd} is "
-                f"none of {n_head}"
-            )
-        head_dim = n_embd // n_head
-        if head_dim > MAX_HEAD_DIM:
-            raise ValueError(f"hidden_size / num_attention_heads must be {MAX_HEAD_DIM} at most, not {head_dim}")
+        head_dim = divided("hidden_size", n_embd, "num_attention_heads", n_head)
     if head_dim % 2:
         raise ValueError(f"head_dim must be even, since dims rotate in pairs, not {head_dim}")
     return head_dim

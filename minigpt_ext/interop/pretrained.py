@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,22 +27,23 @@ _SIZES = (
 
 
 def locate(path: str | os.PathLike[str]) -> Path:
-    """The directory of a model: `path` itself, or where the model of that name on the hub was put.
+    """The directory of a model: `path` itself; or, where a str names none, that of the hub's model of that name.
 
     Raises:
         FileNotFoundError: there is no such directory, and it is no name on the hub.
-        ValueError, OSError: the model cannot be had from the hub.
+        NotADirectoryError: it is a file.
+        ValueError: the model cannot be had from the hub.
     """
-    directory = Path(path)
-    if directory.is_dir():
-        return directory
-    if directory.exists():
-        raise NotADirectoryError(f"{directory} is a file; a model is a directory, with config.json and weights in it")
-    if isinstance(path, str) and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", path):
+    directory = Path(path).expanduser()
+    if not directory.exists():
+        if not isinstance(path, str):
+            raise FileNotFoundError(f"there is no directory {directory}")
         from .hub import resolve_model
 
-        return resolve_model(path)
-    raise FileNotFoundError(f"there is no directory {directory}; a model on the hub would be named OWNER/NAME")
+        directory = resolve_model(path)
+    if not directory.is_dir():
+        raise NotADirectoryError(f"{directory} is a file; a model is a directory, with config.json and weights in it")
+    return directory
 
 
 def load(

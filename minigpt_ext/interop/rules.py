@@ -98,48 +98,42 @@ class Family:
             rule = self._rule(ours)
             rows = rule.rows(config) if rule.rows else [shape[0]]
             begin = 0
-            for theirs, count in zip(rule.theirs, rows, strict=True):
+            for name, count in zip(rule.theirs, rows, strict=True):
+                theirs = self.prefix + name if prefixed and name != HEAD else name
                 their_shape = (count, *shape[1:])[:: -1 if rule.transposed else 1]
-                parts.append(
-                    Part(
-                        ours,
-                        begin,
-                        begin + count,
-                        self.named(theirs, prefixed),
-                        their_shape,
-                        rule.transposed,
-                        len(rows) == 1,
-                    )
-                )
+                whole = len(rows) == 1
+                parts.append(Part(ours, begin, begin + count, theirs, their_shape, rule.transposed, whole))
                 begin += count
         return parts
 
     def skipped_of(self, config: GPTConfig, *, prefixed: bool = True) -> dict[str, str]:
         """The names that may be in a file of this config and are not read, and why."""
+        prefix = self.prefix if prefixed else ""
         layers = range(config.n_layer)
-        skipped = {
-            self.named(pattern.format(n=n), prefixed): why for pattern, why in self.skipped.items() for n in layers
-        }
+        skipped = {prefix + name.format(n=n): why for name, why in self.skipped.items() for n in layers}
         if config.tied_head:
             skipped[HEAD] = "the token embedding's values again: the head is tied to it"
         return skipped
 
-    def named(self, name: str, prefixed: bool = True) -> str:
-        """The name in a file: with the prefix, where the file has it."""
-        return self.prefix + name if prefixed and name != HEAD else name
-
     def _rule(self, ours: str) -> Rule:
         if self.rules is None:
             return Rule((ours,))
-        number = re.match(r"h\.(\d+)\.", ours)
-        pattern = re.sub(r"^h\.\d+\.", "h.{n}.", ours)
+        layer = re.match(r"h\.(\d+)\.", ours)
+        pattern = f"h.{{n}}.{ours[layer.end() :]}" if layer else ours
         if pattern not in self.rules:
             raise ValueError(f"files of the {self.name} family have no place for {ours}")
         rule = self.rules[pattern]
-        return rule._replace(theirs=tuple(theirs.format(n=number and number[1]) for theirs in rule.theirs))
+        return rule._replace(theirs=tuple(name.format(n=layer and layer[1]) for name in rule.theirs))
 
 
 def shapes_of(config: GPTConfig) -> dict[str, tuple[int, ...]]:
-    """The parameters of a GPT of this config: names and shapes, without memory for their values."""
-    with torch.device("meta"):
-        return {name: tuple(tensor.shape) for name, tensor in GPT(config).state_dict().items()}
+    """The parameters of a GPT of this config: names and shapes, without memory for their values.
+
+    Raises:
+        ValueError: a parameter would have more bytes than 63 bits can count.
+    """
+    try:
+        with torch.device("meta"):
+            return {name: tuple(tensor.shape) for name, tensor in GPT(config).state_dict().items()}
+    except (RuntimeError, TypeError, OverflowError) as error:
+        raise ValueError(f"a model of these sizes is more than torch can count: {error}") from None

@@ -84,10 +84,10 @@ class RopeScaling:
         if self.kind == "yarn":
             keep = self._yarn_ramp(frequencies, theta)
         else:
-            turns = self.original_block_size * frequencies / (2 * math.pi)
+            turns = self.original_block_size / (2 * math.pi / frequencies)
             keep = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
         keep = keep.clamp(0, 1)
-        return frequencies / self.factor * (1 - keep) + frequencies * keep
+        return (1 - keep) * frequencies / self.factor + keep * frequencies
 
     def _yarn_ramp(self, frequencies: Tensor, theta: float) -> Tensor:
         """1 where a frequency is kept, 0 where it is divided, falling from one to the other over the pairs between."""
