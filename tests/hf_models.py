@@ -1,9 +1,11 @@
 """Small models of transformers with random shapes and weights, and how ours are compared with them."""
 
+import json
 import random
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from minigpt_ext.interop.families import FAMILIES
 from minigpt_ext.model import GPT
@@ -94,3 +96,21 @@ def assert_close(actual, expected, message=""):
 def assert_same_logits(ours: GPT, theirs, ids):
     with torch.no_grad():
         assert_close(ours(ids)[0], theirs(ids).logits)
+
+
+def saved(tmp_path, kind="llama", seed=0, **fields):
+    theirs = random_model(random_config(kind, seed, **fields), seed)
+    theirs.save_pretrained(tmp_path)
+    return theirs
+
+
+def change_config(directory, remove=(), **fields):
+    path = directory / "config.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps({name: value for name, value in values.items() if name not in remove} | fields))
+
+
+def change_tensors(directory, change):
+    path = directory / "model.safetensors"
+    tensors = load_file(path)
+    save_file(change(tensors) or tensors, path)

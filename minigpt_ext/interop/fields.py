@@ -81,7 +81,7 @@ class Fields:
         name, value = self.get(*names, default=default)
         if value is not default and not (type(value) in (int, float) and 0 < value <= sys.float_info.max):
             raise ValueError(f"{name} must be a positive number, not {shown(value)}")
-        return value
+        return value if value is default else float(value)
 
     def flag(self, name: str, default: bool) -> bool:
         """true or false."""

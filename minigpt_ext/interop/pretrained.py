@@ -13,6 +13,7 @@ from minigpt_ext.model import GPT
 
 from .checkpoint import WEIGHTS, Checkpoint
 from .families import RUN, family_of, read_config
+from .hub import resolve_model
 from .plan import Plan, make_plan
 from .rules import EMBEDDING, HEAD, Family
 from .safetensors_header import DTYPES
@@ -38,8 +39,6 @@ def locate(path: str | os.PathLike[str]) -> Path:
     if not directory.exists():
         if not isinstance(path, str):
             raise FileNotFoundError(f"there is no directory {directory}")
-        from .hub import resolve_model
-
         directory = resolve_model(path)
     if not directory.is_dir():
         raise NotADirectoryError(f"{directory} is a file; a model is a directory, with config.json and weights in it")
