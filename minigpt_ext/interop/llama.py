@@ -18,6 +18,7 @@ from .rope import rope_of
 from .rules import HEAD, Family, Rule
 from .safetensors_header import shown
 
+ACTIVATIONS = {"silu": "swiglu", "swish": "swiglu"}  # of the gate
 BIASES = {(True, True): True, (True, False): "attention", (False, True): "mlp", (False, False): False}
 LAYER_TYPES = ("full_attention", "sliding_attention")  # at the place that tells whether a window slides
 
@@ -33,7 +34,6 @@ def config_of(values: Mapping[str, Any]) -> GPTConfig:
     fields = Fields(values)
     kind = values["model_type"]
     fields.none_of(**OTHER_MODELS)
-    fields.choice("hidden_act", among={"silu": "silu", "swish": "silu"}, default="silu")
     n_layer = fields.integer("num_hidden_layers", limit=MAX_LAYERS)
     n_head = fields.integer("num_attention_heads")
     n_embd = fields.integer("hidden_size")
@@ -48,7 +48,7 @@ def config_of(values: Mapping[str, Any]) -> GPTConfig:
         bias=_bias(fields, kind),
         norm="rms_norm",
         norm_epsilon=fields.number("rms_norm_eps", default=1e-6),
-        activation="swiglu",
+        activation=fields.choice("hidden_act", among=ACTIVATIONS, default="silu"),
         mlp_width=fields.integer("intermediate_size"),
         n_kv_head=_n_kv_head(fields, n_head),
         window=_window(fields, kind, n_layer),

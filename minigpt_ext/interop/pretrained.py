@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from .families import RUN, family_of, read_config
 from .hub import resolve_model
 from .plan import Plan, make_plan
 from .rules import EMBEDDING, HEAD, Family
-from .safetensors_header import DTYPES
+from .safetensors_header import DTYPES, shown
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # Fields of configs that the shapes of tensors follow from.
@@ -55,13 +56,12 @@ def load(
         raise ValueError(f'dtype must be one of {", ".join(map(str, FLOATS))}, "auto" or None, not {dtype!r}')
     directory = locate(path)
     values = read_config(directory)
-    try:
+    with _about_config(directory):
         family = family_of(values)
         config = family.config_of(values)
-    except ValueError as error:
-        raise ValueError(f"{directory / 'config.json'}: {error}") from error
     with _open_weights(directory, family) as checkpoint:
-        plan = make_plan(checkpoint, family, config)
+        with _about_config(directory):
+            plan = make_plan(checkpoint, family, config)
         _check(plan, checkpoint, values)
         if dtype == "auto":
             dtype = _widest(checkpoint, plan)
@@ -70,9 +70,18 @@ def load(
         model.to_empty(device=device if device is not None else torch.get_default_device())
         own = model.state_dict()
         for name, part in plan.copies:
-            part.view(own[part.ours]).copy_(checkpoint.tensor(name))
+            part.fill(own[part.ours], checkpoint.tensor(name))
             checkpoint.release(name)  # else the pages of the file that were read would count as this process's memory
     return model.eval()
+
+
+@contextmanager
+def _about_config(directory: Path) -> Iterator[None]:
+    """Errors that name the file of the fields they are about."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{directory / 'config.json'}: {error}") from error
 
 
 def _open_weights(directory: Path, family: Family) -> Checkpoint:
@@ -90,7 +99,7 @@ def _check(plan: Plan, checkpoint: Checkpoint, values: Mapping[str, Any]) -> Non
         where = checkpoint.files[0].path if len(checkpoint.files) == 1 else checkpoint.files[0].path.parent
         more = f"; and {len(wrong) - 8} more" if len(wrong) > 8 else ""
         sizes = {**values, **(values["model"] if isinstance(values.get("model"), dict) else {})}
-        said = ", ".join(f"{name} {sizes[name]}" for name in _SIZES if sizes.get(name) is not None)
+        said = ", ".join(f"{name} {shown(sizes[name])}" for name in _SIZES if sizes.get(name) is not None)
         raise ValueError(f"{where}: {'; '.join(wrong[:8])}{more}. By config.json: {said}")
 
 

@@ -3,7 +3,7 @@
 A family of models writes its tensors under names and in layouts of its own. A `Rule` says for one of our parameters
 which of theirs it consists of: one as it is; one transposed (GPT-2 keeps its matrices as (in, out)); or several, one
 below the other (queries, keys and values; gate and up). From the rules and a config come `Part`s, one for each tensor
-of the file, and a part is a view: import writes through it, export reads through it, `minigpt inspect` prints it.
+of the file, that work both ways: import copies by them, export too, and `minigpt inspect` prints them.
 """
 
 from __future__ import annotations
@@ -57,9 +57,14 @@ class Part(NamedTuple):
     whole: bool = True
 
     def view(self, parameter: Tensor) -> Tensor:
-        """Our parameter's rows as a tensor of their layout: a view, to be copied into (import) or from (export)."""
+        """Our parameter's rows as a tensor of their layout: a view."""
         rows = parameter[self.begin : self.end]
         return rows.t() if self.transposed else rows
+
+    def fill(self, parameter: Tensor, theirs: Tensor) -> None:
+        """Copy their tensor into our parameter's rows; dtypes and devices may differ."""
+        # into rows that lie as they are, since torch transposes a source six times as fast as a target
+        parameter[self.begin : self.end].copy_(theirs.t() if self.transposed else theirs)
 
     @property
     def becomes(self) -> str:

@@ -68,6 +68,26 @@ def test_wrong_config(run, text, message):
     assert "config.json" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        (dict(n_layer=10**9), "model.safetensors: there are 16 tensors, too few for 1000000000 layers"),
+        (dict(vocab_size=10**18), "config.json: a model of these sizes is more than torch can count"),
+        (dict(n_embd=10**18), "config.json: a model of these sizes is more than torch can count"),
+        (dict(vocab_size=10**9), r"wte.weight has shape \(7, 8\) instead of \(1000000000, 8\).* vocab_size 1000000000"),
+    ],
+)
+def test_sizes_that_are_not_the_weights_take_no_memory(run, field, message):
+    config = json.loads((run / "config.json").read_text())
+    config["model"] |= field
+    config["model"] |= dict(head_dim=None, mlp_width=None) if "n_embd" in field else {}
+    if "n_embd" in field:
+        config["model"]["n_head"] = config["model"]["n_kv_head"] = 10**16
+    (run / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=message):
+        GPT.from_pretrained(run)
+
+
 def test_wrong_tensors(run):
     tensors = GPT(CONFIG, seed=0).state_dict()
     tensors["extra"] = tensors.pop("ln_f.bias")
