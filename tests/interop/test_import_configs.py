@@ -292,7 +292,7 @@ def test_no_value_of_a_field_does_harm(kind, tmp_path):
                 outcomes["loaded"] += 1
                 with torch.no_grad():
                     assert model(ids)[0].shape == (1, 1, theirs.config.vocab_size)
-    assert min(outcomes.values()) > 50, outcomes
+    assert min(outcomes.values()) > 20, outcomes
 
 
 def test_every_kind_is_in_the_tests():
