@@ -95,6 +95,11 @@ def test_dtypes(kind, tmp_path):
         for name, parameter in model.named_parameters():
             assert parameter.dtype == expected
             assert torch.equal(parameter, ours.get_parameter(name).to(expected))
+        if dtype == "auto":
+            ids = random_ids(theirs.config, 2, 30)
+            with torch.no_grad():
+                rounded, exact = model(ids)[0].float(), ours(ids)[0]
+            assert (rounded - exact).abs().max() <= 0.1 * exact.abs().max()
     with torch.random.fork_rng():
         torch.set_default_dtype(torch.float64)
         try:
