@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, fields
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import typer
 
@@ -12,12 +12,13 @@ from minigpt_ext.cli.errors import UserError
 from minigpt_ext.interop.hub import resolve_model
 from minigpt_ext.interop.inspect import Inspection
 from minigpt_ext.interop.inspect import inspect as look
-from minigpt_ext.interop.safetensors_header import TensorInfo, shown
+from minigpt_ext.interop.safetensors_header import shown
 from minigpt_ext.model import GPTConfig
 
 SIZES = ("vocab_size", "block_size", "n_layer", "n_head", "n_kv_head", "head_dim", "n_embd", "mlp_width")
 MAX_PROBLEMS = 20
 _NUMBER = re.compile(r"(?<![^.])[0-9]{1,9}(?![^.])")  # a part of a dotted name that is a number: of a layer
+_COLUMNS = {"tensor": "<", "number": ">", "shape": ">", "dtype": "<", "bytes": ">", "file": "<", "becomes": "<"}
 
 
 def inspect(
@@ -85,46 +86,42 @@ def _choices(found: Inspection) -> Iterator[str]:
             yield f"{field.name} {value}"
 
 
-class _Row(NamedTuple):
-    """What tensors of several layers have in common."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    becomes: str
-    file: str
-
-
-def _table(found: Inspection, every: bool) -> tuple[Sequence[str], list[tuple[str, ...]], str]:
-    """Headings, cells and alignments."""
-    groups: dict[_Row, list[tuple[str, TensorInfo]]] = {}
+def _table(found: Inspection, every: bool) -> tuple[list[str], list[tuple[str, ...]], str]:
+    """Headings, cells and alignments: a row for the tensors that differ in the number of their layer alone."""
+    groups: dict[tuple, list[str]] = {}
     for name, info in found.tensors.items():
-        becomes = found.becomes.get(name) or (f"({found.constants[name]})" if name in found.constants else "")
         layer = None if every else _NUMBER.search(name)
-        if layer:
-            becomes = re.sub(rf"\b{layer[0]}\b", "{n}", becomes, count=1)
-            name = f"{name[: layer.start()]}{{n}}{name[layer.end() :]}"
-        file = found.file_of[info.name] if every and len(found.files) > 1 else ""
-        row = _Row(name, info.shape, info.dtype, becomes, file)
-        groups.setdefault(row, []).append((layer[0] if layer else "", info))
-    columns = {"tensor": "<", "number": ">", "shape": ">", "dtype": "<", "bytes": ">", "file": "<", "becomes": "<"}
-    rows = [
-        dict(zip(columns, _cells(row, members, bool(found.becomes)), strict=True)) for row, members in groups.items()
-    ]
-    used = [name for name in columns if any(row[name] for row in rows)]
-    return used, [tuple(row[name] for name in used) for row in rows], "".join(columns[name] for name in used)
+        kind = (name[: layer.start()], name[layer.end() :]) if layer else name
+        groups.setdefault((kind, _becomes(found, name, layer), info.shape, info.dtype), []).append(name)
+    rows = [_cells(found, names, every) for names in groups.values()]
+    used = [heading for heading in _COLUMNS if any(row[heading] for row in rows)]
+    return used, [tuple(row[heading] for heading in used) for row in rows], "".join(_COLUMNS[h] for h in used)
 
 
-def _cells(row: _Row, members: list[tuple[str, TensorInfo]], planned: bool) -> tuple[str, ...]:
-    name, becomes = _printable(row.name), row.becomes or ("?" if planned else "")
-    layers = [layer for layer, _ in members]
-    if len(layers) > 1:
-        name = name.replace("{n}", "{" + _ranges([int(layer) for layer in layers]) + "}", 1)
-    else:
-        name, becomes = _printable(members[0][1].name), becomes.replace("{n}", layers[0])
-    shape = " x ".join(map(str, row.shape)) or "one number"
-    n_bytes = sum(info.nbytes for _, info in members)
-    return name, str(len(members)), shape, row.dtype, f"{n_bytes:,}", row.file, becomes
+def _becomes(found: Inspection, name: str, layer: re.Match[str] | None) -> str:
+    """What becomes of a tensor; of a layer's, with {n} in place of its number."""
+    if name in found.constants:
+        return f"({found.constants[name]})"
+    becomes = found.becomes.get(name, "?" if found.becomes else "")
+    return re.sub(rf"\b{layer[0]}\b", "{n}", becomes, count=1) if layer else becomes
+
+
+def _cells(found: Inspection, names: list[str], every: bool) -> dict[str, str]:
+    infos = [found.tensors[name] for name in names]
+    name, layer = names[0], None
+    if len(names) > 1:
+        layer = _NUMBER.search(name)
+        layers = _ranges([int(_NUMBER.search(other)[0]) for other in names])
+        name = f"{name[: layer.start()]}{{{layers}}}{name[layer.end() :]}"
+    return {
+        "tensor": _printable(name),
+        "number": "" if every else str(len(names)),
+        "shape": " x ".join(map(str, infos[0].shape)) or "one number",
+        "dtype": infos[0].dtype,
+        "bytes": f"{sum(info.nbytes for info in infos):,}",
+        "file": found.file_of[names[0]] if every and len(found.files) > 1 else "",
+        "becomes": _becomes(found, names[0], layer),
+    }
 
 
 def _aligned(headings: Sequence[str], rows: Sequence[Sequence[str]], alignments: str) -> Iterator[str]:

@@ -12,7 +12,9 @@ import pytest
 import torch
 from hub_server import COMMIT, HubServer
 from safetensors.torch import save
+from typer.testing import CliRunner
 
+from minigpt_ext.cli import app
 from minigpt_ext.interop.checkpoint import Checkpoint
 from minigpt_ext.interop.hub import resolve_model
 
@@ -80,6 +82,12 @@ def test_one_file_and_its_companions_are_fetched_once(server):
         assert checkpoint.tensor("a").tolist() == [0, 1, 2, 3, 4]
     assert resolve_model("owner/small@main") == resolve_model(f"owner/small@{COMMIT}") == folder
     assert len(server.fetched) == len(wanted)
+
+
+def test_inspect_takes_an_id(server):
+    result = CliRunner().invoke(app, ["inspect", "owner/shards"])
+    assert result.exit_code == 0 and "305 numbers; 2 tensors" in result.stdout
+    assert "config.json: n_layer is missing" in result.stdout
 
 
 def test_the_shards_of_the_index_and_no_others_are_fetched(server):

@@ -156,7 +156,19 @@ def test_what_stands_against_loading_is_told(gpt2, llama, tmp_path):
 
 
 def test_odd_names_neither_break_the_page_nor_reach_the_terminal(tmp_path):
-    names = ["a\x1b[2Jb", "h.3.x", "h.1.x", "h.2.x", "h.7.x", "9" * 5000 + ".y", "{n}.0.z", "long" * 100, "h.3.lone"]
+    names = [
+        "a\x1b[2Jb",
+        "h.3.x",
+        "h.1.x",
+        "h.2.x",
+        "h.7.x",
+        "h.{n}.x",
+        "h.{1-3}.x",
+        "9" * 5000 + ".y",
+        "{n}.0.z",
+        "long" * 100,
+        "h.3.lone",
+    ]
     header = {name: entry("I8", [], [i, i + 1]) for i, name in enumerate(names)}
     write_raw(tmp_path / "odd.safetensors", json.dumps(header | {"__metadata__": {"a\n": "b\x1b"}}), bytes(len(names)))
     text = command(tmp_path / "odd.safetensors")
