@@ -46,7 +46,8 @@ class Checkpoint:
 
         Args:
             path: a safetensors file; an index of shards (`*.index.json`); or a directory that holds
-                `model.safetensors`, or `model.safetensors.index.json` and its shards.
+                `model.safetensors`, or `model.safetensors.index.json` and its shards. What a shard holds that the index
+                does not name is there too, as in transformers.
 
         Raises:
             ValueError: no such weights are there, a file is malformed, or the index and its shards disagree; the

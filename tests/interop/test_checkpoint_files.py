@@ -51,6 +51,11 @@ def test_by_directory_by_file_and_by_index(shards):
             checkpoint.tensor("c")
 
 
+def test_what_the_index_leaves_out_is_there_too(shards):
+    write_index(shards, {"b": "model-1.safetensors"})
+    assert sorted(Checkpoint.open(shards).names) == ["a", "b"]
+
+
 def test_a_single_file_comes_before_an_index(shards):
     save_file({"d": torch.ones(1)}, shards / "model.safetensors")
     assert Checkpoint.open(shards).names == ["d"]
