@@ -21,10 +21,11 @@ app.callback()(lambda: None)  # else an app of one command would not take its na
 if extension_error is None:
     from .bench import bench
     from .generate import generate
+    from .inspect import inspect
     from .profile import profile
     from .train import train
 
-    for command in (train, generate, bench, profile):
+    for command in (train, generate, inspect, bench, profile):
         app.command(command.__name__)(command)
 app.command("doctor")(doctor)
 

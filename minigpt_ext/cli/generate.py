@@ -15,6 +15,8 @@ import typer
 
 from minigpt_ext.cli.errors import UserError
 from minigpt_ext.generation import stream
+from minigpt_ext.interop.families import read_config
+from minigpt_ext.interop.pretrained import locate
 from minigpt_ext.model import GPT, KVCache
 from minigpt_ext.tokenizer import CharTokenizer, load_tokenizer
 from minigpt_ext.training.recipe import resolve_device
@@ -34,7 +36,13 @@ class DeviceName(str, Enum):
 
 
 def generate(
-    model: Annotated[Path, typer.Option(metavar="DIR", help="The run directory that `minigpt train` wrote.")],
+    model: Annotated[
+        str,
+        typer.Option(
+            metavar="MODEL",
+            help="The run directory that `minigpt train` wrote, a Hugging Face directory, or OWNER/NAME on the hub.",
+        ),
+    ],
     prompt: Annotated[
         str,
         typer.Option(
@@ -75,14 +83,16 @@ def generate(
         seed = secrets.randbits(32)  # torch's default generator starts every process with the same seed
     try:
         place = resolve_device(device.value)
-        gpt = GPT.from_pretrained(model, device=place)
-        tokenizer = load_tokenizer(model)
-        if tokenizer.vocab_size != gpt.config.vocab_size:
+        directory = locate(model)
+        read_config(directory)  # of what is no model at all, that is said, and not that it has no tokenizer
+        tokenizer = _tokenizer_of(directory)
+        gpt = GPT.from_pretrained(directory, device=place)
+        if tokenizer.vocab_size > gpt.config.vocab_size:  # fewer are fine: many models round their vocabulary up
             raise ValueError(
-                f"{model}: the tokenizer has {tokenizer.vocab_size} tokens and the model {gpt.config.vocab_size}"
+                f"{directory}: the tokenizer has {tokenizer.vocab_size} tokens and the model {gpt.config.vocab_size}"
             )
         ids = torch.tensor([_prompt_ids(tokenizer, prompt)], device=place)
-        cache = gpt.new_cache(1)
+        cache = gpt.new_cache(1, min(ids.shape[1] + max_new_tokens, gpt.config.block_size))
         steps = stream(
             gpt,
             ids,
@@ -91,6 +101,7 @@ def generate(
             top_k=top_k,
             seed=seed,
             cache=cache,
+            n_ids=tokenizer.vocab_size,
         )
     except (ValueError, OSError) as error:
         raise UserError(str(error)) from error
@@ -115,6 +126,15 @@ def generate(
     typer.echo(_memory(gpt, cache) + ("" if greedy or temperature == 0 else f"; seed {seed}"), err=True)
     if interrupted:
         raise typer.Exit(INTERRUPTED)
+
+
+def _tokenizer_of(directory: Path) -> CharTokenizer:
+    try:
+        return load_tokenizer(directory)
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{error}. The weights alone can be loaded (GPT.from_pretrained), but text needs it"
+        ) from error
 
 
 def _prompt_ids(tokenizer: CharTokenizer, prompt: str) -> list[int]:

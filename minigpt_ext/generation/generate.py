@@ -25,6 +25,7 @@ def stream(
     top_k: int | None = None,
     seed: int | None = None,
     cache: KVCache | None = None,
+    n_ids: int | None = None,
 ) -> Iterator[Tensor]:
     """Yield the ids that follow a prompt, (B,) int64 on the model's device, each as soon as it is known.
 
@@ -43,6 +44,7 @@ def stream(
         seed: of the draws, the same on every device; by default they come from torch's default CPU generator.
         cache: one to use in place of a new one, of ``model.new_cache(B)``; it is emptied first, and its max_tokens
             stand for block_size in the policy above.
+        n_ids: only ids below this are drawn: how many a tokenizer has, where the model's vocabulary was rounded up.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong kind or out of range; raised by this call, not by the first
@@ -58,11 +60,13 @@ def stream(
     if seed is not None:
         _check_integer("seed", seed)
     check_sampling(temperature, top_k)
+    if n_ids is not None and (not isinstance(n_ids, int) or isinstance(n_ids, bool) or n_ids < 1):
+        raise ValueError(f"n_ids must be a positive integer or None, not {n_ids!r}")
     if cache is None:
         # the last new token is not fed back
         n_tokens = ids.shape[1] + max(max_new_tokens, 1) - 1
         cache = model.new_cache(ids.shape[0], min(n_tokens, model.config.block_size))
-    return _steps(model, ids, max_new_tokens, temperature, top_k, seed, cache)
+    return _steps(model, ids, max_new_tokens, temperature, top_k, seed, cache, n_ids)
 
 
 @torch.inference_mode()
@@ -74,6 +78,7 @@ def _steps(
     top_k: int | None,
     seed: int | None,
     cache: KVCache,
+    n_ids: int | None,
 ) -> Iterator[Tensor]:
     generator = None if seed is None else torch.Generator("cpu").manual_seed(seed)
     capacity = cache.max_tokens
@@ -89,7 +94,7 @@ def _steps(
                 unread = max(capacity // 2, 1)
             with part("token" if cache.length else "prefill"):
                 hidden = model.trunk(recent[:, -unread:], cache)
-                new = sample(model.head(hidden[:, -1]), temperature, top_k, generator)
+                new = sample(model.head(hidden[:, -1])[:, :n_ids], temperature, top_k, generator)
                 recent = torch.cat([recent, new[:, None]], dim=1)[:, -capacity:]
             unread = 1
             yield new

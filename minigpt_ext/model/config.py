@@ -10,7 +10,7 @@ from .positions import RopeScaling
 NORMS = ("layer_norm", "rms_norm")
 ACTIVATIONS = ("gelu_tanh", "gelu", "relu_squared", "swiglu")
 POSITIONS = ("learned", "rope", "alibi", "sinusoidal", "none")
-BIASES = (True, False, "qkv", "attention")
+BIASES = (True, False, "qkv", "attention", "mlp")
 MAX_HEAD_DIM = 256  # the widest head the attention kernels take
 
 # The block of today's models: Llama's, with the normalised queries and keys of Qwen3.
@@ -46,7 +46,7 @@ class GPTConfig:
         n_embd: C, the width of the residual stream.
         head_dim: D, the width of a head, 256 at most; ``n_embd // n_head`` by default, which must then divide.
         bias: which linear layers have biases: ``True`` all but the head, ``"attention"`` the two of attention,
-            ``"qkv"`` the first of those, ``False`` none. LayerNorms have them with True.
+            ``"qkv"`` the first of those, ``"mlp"`` those of the MLP, ``False`` none. LayerNorms have them with True.
         dropout: probability in [0, 1) on embeddings, attention weights and residual branches, in training mode.
         norm: ``"layer_norm"`` or ``"rms_norm"``.
         norm_epsilon: added to the variance (or mean square) by every norm.
@@ -162,6 +162,8 @@ class GPTConfig:
             return
         if self.rope_dim is None:
             self._set("rope_dim", self.head_dim)
+        if self.rope_scaling is not None and self.rope_scaling.kind == "yarn" and self.rope_theta <= 1:
+            raise ValueError(f"rope_theta must be above 1 where rope_scaling is yarn, not {self.rope_theta!r}")
         _check_positive_int("rope_dim", self.rope_dim)
         if self.rope_dim % 2 or self.rope_dim > self.head_dim:
             raise ValueError(f"rope_dim must be even and head_dim ({self.head_dim}) at most, not {self.rope_dim}")

@@ -1,14 +1,11 @@
 """GPT: the decoder-only transformer, GPT-2's or one of its modern descendants as the config says, on our ops."""
 
-import json
 import math
+import os
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from minigpt_ext.generation.generate import generate
@@ -177,35 +174,36 @@ class GPT(nn.Module):
             parameter.copy_(tensors[name])
 
     @classmethod
-    def from_pretrained(cls, run_directory: str | Path, device: torch.device | str | None = None) -> "GPT":
-        """The best model of a run: ``config.json`` and ``model.safetensors`` of a directory ``minigpt train`` wrote.
+    def from_pretrained(
+        cls,
+        path: str | os.PathLike[str],
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | str | None = None,
+    ) -> "GPT":
+        """The model of a directory: the best one of a run, or GPT-2, Llama, Mistral, Qwen2, Qwen3 and their like.
+
+        Names, shapes and dtypes of all tensors are compared with the config before memory is taken. Then they are read
+        one by one from the mapped file and cast on the way: the most memory needed is the model and one tensor.
 
         Args:
-            run_directory: the run.
+            path: a run directory that ``minigpt train`` wrote; a Hugging Face directory (``config.json`` and
+                ``model.safetensors``, or shards and their index); or a model's name on the hub, ``OWNER/NAME``, where
+                there is no such directory.
             device: where the model goes; torch's default device by default.
+            dtype: of the weights: torch's default dtype by default; "auto" for that of the files (the widest, where
+                they are of several).
 
         Returns:
-            The model in evaluation mode, its weights in torch's default dtype.
+            The model in evaluation mode.
 
         Raises:
-            FileNotFoundError: it is no directory of a run, or the run has saved no model yet.
-            ValueError: a file in it cannot be read or does not fit; the message names it.
+            FileNotFoundError: it is no directory of a model, or the run has saved no model yet.
+            ValueError: a file in it cannot be read, does not fit, or asks for what this model does not compute; the
+                message names the file and the field or tensor.
         """
-        directory = Path(run_directory)
-        if not directory.is_dir():
-            raise FileNotFoundError(f"there is no directory {directory}")
-        model_config = _read_run_config(directory)
-        weights = directory / "model.safetensors"
-        if not weights.is_file():
-            raise FileNotFoundError(f"{directory} holds no model.safetensors: the run has not saved a model yet")
-        with torch.device("meta"):
-            model = cls(model_config)
-        model.to_empty(device=device if device is not None else torch.get_default_device())
-        try:
-            model.load_tensors(_read_safetensors(weights))
-        except ValueError as error:
-            raise ValueError(f"{weights}: {error}") from error
-        return model.eval()
+        from minigpt_ext.interop.pretrained import load
+
+        return load(path, device, dtype)
 
     def _check_cache(self, cache: KVCache, ids: Tensor) -> None:
         if torch.is_grad_enabled() and self.wte.weight.requires_grad:
@@ -233,29 +231,3 @@ def _check_ids(name: str, ids: Tensor, model: GPT, lowest: int) -> None:
     if low < lowest or high >= model.config.vocab_size:
         wrong = low if low < lowest else high
         raise ValueError(f"{name} must lie in [{lowest}, {model.config.vocab_size}), and holds {wrong}")
-
-
-def _read_run_config(directory: Path) -> GPTConfig:
-    path = directory / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{directory} is not a run directory: it holds no config.json. `minigpt train` writes one, with "
-            "config.json, model.safetensors and tokenizer.json in it"
-        )
-    try:
-        run = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(run, dict) or run.get("format") != "minigpt-run" or run.get("version") != 1:
-        raise ValueError(f'{path} is not the config of a run: "format" must be "minigpt-run" and "version" 1')
-    try:
-        return GPTConfig.from_dict(run.get("model"))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"not a safetensors file: {error}") from error

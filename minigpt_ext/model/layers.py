@@ -53,10 +53,10 @@ class Attention(nn.Module):
         self.layer = layer
         self.heads = [config.n_head, config.n_kv_head, config.n_kv_head]  # of q, k and v
         self.head_dim = config.head_dim
-        self.c_attn = nn.Linear(config.n_embd, sum(self.heads) * config.head_dim, bias=config.bias is not False)
-        self.c_proj = nn.Linear(
-            config.n_head * config.head_dim, config.n_embd, bias=config.bias is True or config.bias == "attention"
+        self.c_attn = nn.Linear(
+            config.n_embd, sum(self.heads) * config.head_dim, bias=config.bias in (True, "attention", "qkv")
         )
+        self.c_proj = nn.Linear(config.n_head * config.head_dim, config.n_embd, bias=config.bias in (True, "attention"))
         self.q_norm = RMSNorm(config.head_dim, config.norm_epsilon) if config.qk_norm else None
         self.k_norm = RMSNorm(config.head_dim, config.norm_epsilon) if config.qk_norm else None
         self.window, self.softcap = config.window_of(layer), config.attention_softcap
@@ -94,8 +94,8 @@ class MLP(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         inner = config.mlp_width * (2 if config.activation == "swiglu" else 1)
-        self.c_fc = nn.Linear(config.n_embd, inner, bias=config.bias is True)
-        self.c_proj = nn.Linear(config.mlp_width, config.n_embd, bias=config.bias is True)
+        self.c_fc = nn.Linear(config.n_embd, inner, bias=config.bias in (True, "mlp"))
+        self.c_proj = nn.Linear(config.mlp_width, config.n_embd, bias=config.bias in (True, "mlp"))
         self.activation = config.activation
         self.dropout = nn.Dropout(config.dropout)
 

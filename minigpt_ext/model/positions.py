@@ -17,6 +17,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from .config import GPTConfig
 
+FIRST_POSITIONS = 4096
 ROPE_SCALINGS = ("linear", "yarn", "llama3")
 
 
@@ -83,10 +84,10 @@ class RopeScaling:
         if self.kind == "yarn":
             keep = self._yarn_ramp(frequencies, theta)
         else:
-            turns = self.original_block_size * frequencies / (2 * math.pi)
+            turns = self.original_block_size / (2 * math.pi / frequencies)
             keep = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
         keep = keep.clamp(0, 1)
-        return frequencies / self.factor * (1 - keep) + frequencies * keep
+        return (1 - keep) * frequencies / self.factor + keep * frequencies
 
     def _yarn_ramp(self, frequencies: Tensor, theta: float) -> Tensor:
         """1 where a frequency is kept, 0 where it is divided, falling from one to the other over the pairs between."""
@@ -112,8 +113,10 @@ class RopeScaling:
         return 0.1 * math.log(self.factor) + 1.0 if self.attention_factor is None else self.attention_factor
 
 
-def rope_tables(config: "GPTConfig", dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """cos and sin of every position's angles, (block_size, rope_dim / 2) each.
+def rope_tables(
+    config: "GPTConfig", dtype: torch.dtype, device: torch.device, n_positions: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """cos and sin of the angles of the first n_positions (block_size by default), (n_positions, rope_dim / 2) each.
 
     In the arithmetic of dtype from the first step on: models were trained on angles rounded to float32.
     """
@@ -123,7 +126,7 @@ def rope_tables(config: "GPTConfig", dtype: torch.dtype, device: torch.device) -
     if scaling := config.rope_scaling:
         frequencies = scaling.scaled(frequencies, config.rope_theta)
         amplitude = scaling.amplitude
-    angles = torch.arange(config.block_size, dtype=dtype, device=device)[:, None] * frequencies
+    angles = torch.arange(n_positions or config.block_size, dtype=dtype, device=device)[:, None] * frequencies
     return angles.cos() * amplitude, angles.sin() * amplitude
 
 
@@ -135,11 +138,11 @@ def alibi_slopes(n_head: int) -> list[float]:
     return slopes + [2.0 ** (-8 * (i + 1) / (2 * below)) for i in range(0, 2 * (n_head - below), 2)]
 
 
-def sinusoids(config: "GPTConfig", dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(block_size, C): sin(p / 10000^(2i/C)) at column 2i, cos of the same at 2i + 1."""
+def sinusoids(config: "GPTConfig", dtype: torch.dtype, device: torch.device, n_positions: int | None = None) -> Tensor:
+    """(n_positions, C), block_size by default: sin(p / 10000^(2i/C)) at column 2i, cos of the same at 2i + 1."""
     C = config.n_embd
     exponents = torch.arange(0, C, 2, dtype=dtype, device=device) / C
-    angles = torch.arange(config.block_size, dtype=dtype, device=device)[:, None] / 10000.0**exponents
+    angles = torch.arange(n_positions or config.block_size, dtype=dtype, device=device)[:, None] / 10000.0**exponents
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :C]
 
 
@@ -154,37 +157,45 @@ class Place(NamedTuple):
 class PositionTables:
     """The constant tables of a model, made when first asked for and kept by device and dtype.
 
+    Of a context longer than FIRST_POSITIONS they are made as far as is asked for, and at least doubled: those of a
+    million positions take half a gigabyte.
+
     They are no buffers: `model.to(torch.bfloat16)` would round a buffer, and angles need all of float32.
     """
 
     def __init__(self, config: "GPTConfig") -> None:
         self.config = config
-        self._made: dict[tuple[torch.device, torch.dtype], tuple[Tensor, ...]] = {}
+        self._made: dict[
+            tuple[torch.device, torch.dtype], tuple[int, tuple[Tensor, ...]]
+        ] = {}  # with how many positions
 
-    def _tables(self, like: Tensor) -> tuple[Tensor, ...]:
+    def _tables(self, like: Tensor, n_positions: int) -> tuple[Tensor, ...]:
+        """Of n_positions at least."""
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
         key = like.device, dtype
-        if key not in self._made:
+        made, tables = self._made.get(key, (0, ()))
+        if made < n_positions:
+            made = min(max(FIRST_POSITIONS, 2 * made, n_positions), self.config.block_size)
             # Tensors made in inference mode could not be saved for a backward later.
             with torch.inference_mode(False), torch.no_grad():
                 if self.config.positions == "rope":
-                    tables = rope_tables(self.config, dtype, like.device)
+                    tables = rope_tables(self.config, dtype, like.device, made)
                 elif self.config.positions == "alibi":
                     tables = (torch.tensor(alibi_slopes(self.config.n_head), dtype=dtype, device=like.device),)
                 else:
-                    tables = (sinusoids(self.config, dtype, like.device),)
-            self._made[key] = tables
-        return self._made[key]
+                    tables = (sinusoids(self.config, dtype, like.device, made),)
+            self._made[key] = made, tables
+        return tables
 
     def place(self, start: int, n_tokens: int, like: Tensor) -> Place:
         """Of tokens start ... start + n_tokens - 1, on the device of `like`."""
         if self.config.positions == "rope":
-            cos, sin = self._tables(like)
+            cos, sin = self._tables(like, start + n_tokens)
             return Place(cos[start : start + n_tokens], sin[start : start + n_tokens])
         if self.config.positions == "alibi":
-            return Place(alibi_slopes=self._tables(like)[0])
+            return Place(alibi_slopes=self._tables(like, 1)[0])
         return Place()
 
     def sinusoids(self, start: int, n_tokens: int, like: Tensor) -> Tensor:
         """(T, C), in the dtype of `like`."""
-        return self._tables(like)[0][start : start + n_tokens].to(like.dtype)
+        return self._tables(like, start + n_tokens)[0][start : start + n_tokens].to(like.dtype)

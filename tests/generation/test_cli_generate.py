@@ -162,12 +162,14 @@ def test_wrong_arguments(run, arguments, message):
     ("make", "message"),
     [
         (lambda run: run / "nowhere", "there is no directory .*nowhere"),
-        (lambda run: broken(run, "config.json", "{}"), "is not the config of a run"),
-        (lambda run: broken(run, "model.safetensors", ""), "not a safetensors file"),
+        (lambda run: broken(run, "config.json", "{}"), 'config.json: "model_type" is None; supported are gpt2, llama'),
+        (lambda run: broken(run, "model.safetensors", ""), "model.safetensors: a file of 0 bytes"),
         (lambda run: broken(run, "tokenizer.json", "{}"), "tokenizer"),
         (
-            lambda run: broken(run, "tokenizer.json", '{"format": "minigpt-char", "version": 1, "characters": "ab"}'),
-            "the tokenizer has 2 tokens and the model 10",
+            lambda run: broken(
+                run, "tokenizer.json", '{"format": "minigpt-char", "version": 1, "characters": "abcdefghijk"}'
+            ),
+            "the tokenizer has 11 tokens and the model 10",
         ),
     ],
 )

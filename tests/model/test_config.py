@@ -73,7 +73,7 @@ def test_sizes_must_be_positive_integers(field, value):
         (dict(head_dim=4.0), "head_dim must be a positive integer, not 4.0"),
         (dict(head_dim=257), "head_dim must be 256 at most, not 257"),
         (dict(n_embd=1024, n_head=2), "head_dim must be 256 at most, not 512"),
-        (dict(bias=1), "bias must be one of True, False, qkv, attention, not 1"),
+        (dict(bias=1), "bias must be one of True, False, qkv, attention, mlp, not 1"),
         (dict(dropout=1.0), r"dropout must be a number in \[0, 1\), not 1.0"),
         (dict(dropout=-0.1), "dropout must be"),
         (dict(dropout=float("nan")), "dropout must be"),

@@ -40,7 +40,7 @@ def test_no_directory(tmp_path):
 
 
 def test_not_a_run(tmp_path):
-    with pytest.raises(FileNotFoundError, match="is not a run directory: it holds no config.json.*tokenizer.json"):
+    with pytest.raises(FileNotFoundError, match="is no model: it holds no config.json.*tokenizer.json"):
         GPT.from_pretrained(tmp_path)
 
 
@@ -54,9 +54,9 @@ def test_no_model_yet(run):
     ("text", "message"),
     [
         ("{", "is not JSON"),
-        ("[]", "is not the config of a run"),
-        ('{"model_type": "gpt2"}', "is not the config of a run"),
-        ('{"format": "minigpt-run", "version": 2}', '"version" 1'),
+        ("[]", "is not a config: it must hold an object"),
+        ('{"format": "minigpt"}', '"model_type" is None; supported are gpt2, llama, .*the runs of `minigpt train`'),
+        ('{"format": "minigpt-run", "version": 2}', '"version" is 2; this program reads runs of version 1'),
         ('{"format": "minigpt-run", "version": 1}', "must be a mapping of fields, not NoneType"),
         ('{"format": "minigpt-run", "version": 1, "model": {"n_layer": 2}}', "lacks vocab_size"),
     ],
@@ -68,17 +68,46 @@ def test_wrong_config(run, text, message):
     assert "config.json" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        (dict(n_layer=10**9), "model.safetensors: there are 16 tensors, too few for 1000000000 layers"),
+        (dict(vocab_size=10**18), "config.json: a model of these sizes is more than torch can count"),
+        (dict(n_embd=10**18), "config.json: a model of these sizes is more than torch can count"),
+        (dict(vocab_size=10**9), r"wte.weight has shape \(7, 8\) instead of \(1000000000, 8\).* vocab_size 1000000000"),
+    ],
+)
+def test_sizes_that_are_not_the_weights_take_no_memory(run, field, message):
+    config = json.loads((run / "config.json").read_text())
+    config["model"] |= field
+    config["model"] |= dict(head_dim=None, mlp_width=None) if "n_embd" in field else {}
+    if "n_embd" in field:
+        config["model"]["n_head"] = config["model"]["n_kv_head"] = 10**16
+    (run / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=message):
+        GPT.from_pretrained(run)
+
+
 def test_wrong_tensors(run):
     tensors = GPT(CONFIG, seed=0).state_dict()
     tensors["extra"] = tensors.pop("ln_f.bias")
     tensors["wpe.weight"] = torch.zeros(9, 8)
     save_file(tensors, run / "model.safetensors")
-    with pytest.raises(ValueError, match="model.safetensors: .*ln_f.bias is missing; extra is unknown; wpe.weight has"):
+    with pytest.raises(
+        ValueError, match="model.safetensors: .*ln_f.bias is missing; 'extra' is unknown; wpe.weight has"
+    ):
         GPT.from_pretrained(run)
 
 
-@pytest.mark.parametrize("content", [b"", b"not a model", b"\xff" * 64])
-def test_broken_weights(run, content):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "a file of 0 bytes"),
+        (b"not a model", "the first 8 bytes tell of a header of .* bytes"),
+        (b"\xff" * 64, "the first 8 bytes tell of a header of .* bytes"),
+    ],
+)
+def test_broken_weights(run, content, message):
     (run / "model.safetensors").write_bytes(content)
-    with pytest.raises(ValueError, match="model.safetensors: not a safetensors file"):
+    with pytest.raises(ValueError, match=f"model.safetensors: {message}"):
         GPT.from_pretrained(run)

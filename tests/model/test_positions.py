@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from minigpt_ext.model import GPT, GPTConfig, RopeScaling
-from minigpt_ext.model.positions import alibi_slopes, rope_tables, sinusoids
+from minigpt_ext.model.positions import PositionTables, alibi_slopes, rope_tables, sinusoids
 
 transformers = pytest.importorskip("transformers", reason="the oracle of this test: pip install -e '.[test]'")
 
@@ -145,3 +145,25 @@ def test_a_wrong_scaling_is_named(fields, message):
         RopeScaling(**fields)
     with pytest.raises(ValueError, match=message):
         rope_config(rope_scaling=fields)
+
+
+@pytest.mark.parametrize("positions", ["rope", "sinusoidal"])
+def test_tables_of_a_long_context_grow_as_they_are_asked_for(positions):
+    config = GPTConfig(19, 20000, 1, 2, 24, positions=positions)
+    whole = rope_tables(config, torch.float32, CPU)[0] if positions == "rope" else sinusoids(config, torch.float32, CPU)
+    tables, like = PositionTables(config), torch.zeros(1)
+
+    def asked(start, n_tokens):
+        return (
+            tables.place(start, n_tokens, like).cos if positions == "rope" else tables.sinusoids(start, n_tokens, like)
+        )
+
+    for start, n_tokens, made in (
+        (0, 5, 4096),
+        (4000, 96, 4096),
+        (4096, 1, 8192),
+        (3, 15000, 16384),
+        (19999, 1, 20000),
+    ):
+        assert torch.equal(asked(start, n_tokens), whole[start : start + n_tokens])
+        assert tables._made[CPU, torch.float32][0] == made

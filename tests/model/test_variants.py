@@ -24,6 +24,7 @@ VARIANTS = {
     "qk_norm": dict(qk_norm=True),
     "biases of qkv": dict(bias="qkv"),
     "biases of attention": dict(bias="attention"),
+    "biases of the mlp": dict(bias="mlp"),
     "untied": dict(tied_head=False),
     "soft-caps": dict(attention_softcap=2.0, logit_softcap=3.0),
     "all modern": dict(
@@ -119,7 +120,7 @@ def test_a_window_forgets_and_a_layer_without_one_does_not():
         (dict(attention_softcap=0.0), "attention_softcap must be a positive number, not 0.0"),
         (dict(logit_softcap=-1), "logit_softcap must be a positive number, not -1"),
         (dict(qk_norm="yes"), "qk_norm must be one of True, False, not 'yes'"),
-        (dict(bias="kv"), "bias must be one of True, False, qkv, attention, not 'kv'"),
+        (dict(bias="kv"), "bias must be one of True, False, qkv, attention, mlp, not 'kv'"),
     ],
 )
 def test_a_wrong_field_is_named(fields, message):
