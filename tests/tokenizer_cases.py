@@ -26,8 +26,8 @@ def corpus():
 
 FRAGMENTS = [
     "the", " the", "model", " 123", "4567", "'s", "'LL", "  ", "   ", "\n", "\r\n", " \n\n ", "\t", "é", "e\u0301",
-    "東京", "😀", "\u2581", "\u2581\u2581", "<|endoftext|>", "<s>", "</s>", "<0x0A>", "def f(x):", "Å", "\u00a0", "\x00",
-    "ſ", "\u200d", "\ufeff", "_", "a", " a", "ǅ", "½", "٣",
+    "東京", "😀", "\u2581", "\u2581\u2581", "<|endoftext|>", "<s>", "</s>", "<0x0A>", "def f(x):", "Å",
+    "\u00a0", "\x00", "ſ", "\u200d", "\ufeff", "_", "a", " a", "ǅ", "½", "٣",
 ]  # fmt: skip
 TEXTS = st.one_of(
     st.lists(st.sampled_from(FRAGMENTS), max_size=12).map("".join),
@@ -79,7 +79,9 @@ def llama3():
 
 
 def qwen2():
-    return byte_level(split(QWEN2), specials=["<|endoftext|>", "<|im_start|>", "<|im_end|>"], normalizer=normalizers.NFC())
+    return byte_level(
+        split(QWEN2), specials=["<|endoftext|>", "<|im_start|>", "<|im_end|>"], normalizer=normalizers.NFC()
+    )
 
 
 def smollm():

@@ -22,10 +22,12 @@ if extension_error is None:
     from .bench import bench
     from .generate import generate
     from .profile import profile
+    from .tokenizer import app as tokenizer
     from .train import train
 
     for command in (train, generate, bench, profile):
         app.command(command.__name__)(command)
+    app.add_typer(tokenizer, name="tokenizer")
 app.command("doctor")(doctor)
 
 

@@ -11,7 +11,15 @@ from minigpt_ext.tokenizer.char import CharTokenizer
 from minigpt_ext.tokenizer.hf_directory import MERGES, TOKENIZER, VOCAB
 from minigpt_ext.tokenizer.json_node import read_json
 
-__all__ = ["BPETokenizer", "ByteTokenizer", "CharTokenizer", "StreamDecoder", "Tokenizer", "load_tokenizer"]
+__all__ = [
+    "BPETokenizer",
+    "ByteTokenizer",
+    "CharTokenizer",
+    "StreamDecoder",
+    "Tokenizer",
+    "load_tokenizer",
+    "open_tokenizer",
+]
 
 _OURS: dict[str, type[CharTokenizer | ByteTokenizer]] = {c.FORMAT: c for c in (CharTokenizer, ByteTokenizer)}
 
@@ -38,3 +46,13 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         known = ", ".join([*_OURS, 'and tokenizer.json of Hugging Face, which has a "model"'])
         raise ValueError(f'{file}: "format" is {name!r}; known are {known}')
     return _OURS[name].load(file)
+
+
+def open_tokenizer(name: str) -> Tokenizer:
+    """`byte`, or the tokenizer at a path. Raises ValueError where there is none, or as `load_tokenizer` does."""
+    if name == "byte":
+        return ByteTokenizer()
+    try:
+        return load_tokenizer(name)
+    except OSError as error:
+        raise ValueError(f"tokenizer: {error}") from error

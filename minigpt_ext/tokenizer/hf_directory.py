@@ -18,6 +18,7 @@ from minigpt_ext.tokenizer.vocab_files import read_vocab_files, write_vocab_file
 TOKENIZER = "tokenizer.json"
 CONFIG = "tokenizer_config.json"
 VOCAB, MERGES = "vocab.json", "merges.txt"
+FILES = (TOKENIZER, CONFIG, VOCAB, MERGES)  # what `write_directory` writes
 _TOKEN_MAP = "special_tokens_map.json"
 # What to make of vocab.json and merges.txt, by the class that tokenizer_config.json names: pattern and nfc.
 _CLASSES = {None: ("gpt2", False), "GPT2Tokenizer": ("gpt2", False), "Qwen2Tokenizer": ("qwen2", True)}
