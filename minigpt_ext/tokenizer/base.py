@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import hashlib
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
+
+from minigpt_ext.data.files import write_atomically
 
 Ids = Iterable[int] | torch.Tensor
 
@@ -19,12 +22,14 @@ class Tokenizer(ABC):
 
     Attributes:
         FORMAT: what its files are called in `load_tokenizer`.
+        UNIT: what a token is, in a word.
         special_tokens: the texts that stand for one token each and for nothing that is written, with their ids.
         bos_id, eos_id: the tokens that begin and end a text, None where there is none.
         add_bos: whether a prompt begins with bos_id.
     """
 
     FORMAT: ClassVar[str]
+    UNIT: ClassVar[str] = "token"
     special_tokens: dict[str, int] = {}  # noqa: RUF012  replaced, never changed
     bos_id: int | None = None
     eos_id: int | None = None
@@ -54,8 +59,17 @@ class Tokenizer(ABC):
         """What the token stands for, in UTF-8, which may be part of a character. Raises ValueError where it is none."""
 
     @abstractmethod
+    def file_content(self) -> str:
+        """What `save` writes to its file."""
+
     def save(self, path: str | Path) -> None:
         """Write it to a file that `load_tokenizer` reads, atomically."""
+        write_atomically(Path(path), self.file_content())
+
+    @property
+    def sha256(self) -> str:
+        """Of its file: two tokenizers of the same are the same."""
+        return hashlib.sha256(self.file_content().encode("utf-8", "surrogatepass")).hexdigest()
 
     def encode(self, text: str, *, special: bool | Iterable[str] = True) -> list[int]:
         """As `encode_to_tensor`, as a list."""
@@ -72,6 +86,32 @@ class Tokenizer(ABC):
     def decode(self, ids: Ids) -> str:
         """The text of `ids`; bytes that are no UTF-8 become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def decode_continuation(self, before: Ids, ids: Ids) -> str:
+        """The text that `ids` add to that of `before`."""
+        stream = self.stream_decoder()
+        for id in listed(before):
+            stream.push(id)
+        return "".join(map(stream.push, listed(ids))) + stream.finish()
+
+    def written(self, ids: torch.Tensor) -> tuple[int, int]:
+        """How many bytes and how many characters `ids` (N,) stand for. A character counts where its first byte is."""
+        used, counts = ids.unique(return_counts=True)
+        n_bytes = n_characters = 0
+        for id, count in zip(used.tolist(), counts.tolist(), strict=True):
+            token = self.token_bytes(id)
+            n_bytes += count * len(token)
+            n_characters += count * sum(byte & 0xC0 != 0x80 for byte in token)
+        return n_bytes, n_characters
+
+    def start_ids(self) -> list[int]:
+        """What a text without a prompt goes on from: bos_id where prompts begin with it, a line break, or else id 0."""
+        if self.add_bos:
+            return self.encode_prompt("")
+        try:
+            return self.encode("\n")
+        except ValueError:  # no line break in this vocabulary
+            return [0]
 
     def stream_decoder(self) -> StreamDecoder:
         """A decoder for ids that come one at a time."""

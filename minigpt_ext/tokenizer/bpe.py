@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import unicodedata
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,9 +17,16 @@ import torch
 
 from minigpt_ext import _C
 from minigpt_ext.tokenizer.added_tokens import AddedToken, Cutter
-from minigpt_ext.tokenizer.base import Ids, StreamDecoder, Tokenizer, check_no_surrogate, check_text, listed
-from minigpt_ext.tokenizer.hf_directory import TOKENIZER, VOCAB, read_file, read_vocab_directory, write_directory
-from minigpt_ext.tokenizer.hf_write import write_tokenizer_json
+from minigpt_ext.tokenizer.base import Ids, StreamDecoder, Tokenizer, check_id, check_no_surrogate, check_text, listed
+from minigpt_ext.tokenizer.hf_directory import (
+    TOKENIZER,
+    VOCAB,
+    read_file,
+    read_vocab_directory,
+    write_directory,
+    write_file,
+)
+from minigpt_ext.tokenizer.hf_write import tokenizer_text
 from minigpt_ext.tokenizer.patterns import known
 from minigpt_ext.tokenizer.spec import END_OF_TEXT, SPACE_MARK, BPESpec
 from minigpt_ext.tokenizer.vocab_files import read_vocab_files
@@ -132,8 +140,15 @@ class BPETokenizer(Tokenizer):
         return built(cls, spec, file if file.is_file() else path / VOCAB)
 
     def save(self, path: str | Path) -> None:
-        """Write a `tokenizer.json` for the library `tokenizers`; it does not say which token is the eos."""
-        write_tokenizer_json(self.spec, Path(path))
+        """Write a `tokenizer.json` of Hugging Face and, beside it, the `tokenizer_config.json` that names the eos."""
+        write_file(self.spec, Path(path))
+
+    def file_content(self) -> str:
+        return tokenizer_text(self.spec)
+
+    def without_bos(self) -> Self:
+        """The same without a token in front of prompts."""
+        return type(self)(replace(self.spec, add_bos=False)) if self.add_bos else self
 
     def save_directory(self, path: str | Path) -> list[Path]:
         """Write what `transformers` loads: tokenizer.json, tokenizer_config.json, and, where they can say all there is
@@ -161,10 +176,14 @@ class BPETokenizer(Tokenizer):
         return torch.from_numpy(np.concatenate([np.zeros(0, np.int32), *parts]))
 
     def token_bytes(self, id: int) -> bytes:
+        check_id(id, self.vocab_size)
         return self._core.decode([id])
 
     def decode_bytes(self, ids: Ids) -> bytes:
-        data = self._core.decode(listed(ids))
+        numbers = listed(ids)
+        for number in (min(numbers), max(numbers)) if numbers else ():
+            check_id(number, self.vocab_size)
+        data = self._core.decode(numbers)
         return data.removeprefix(b" ") if self.spec.strips_space else data
 
     def stream_decoder(self) -> StreamDecoder:

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from minigpt_ext.data.files import write_atomically
 from minigpt_ext.tokenizer.base import Ids, Tokenizer, check_id, check_no_surrogate, check_text, listed
 from minigpt_ext.tokenizer.json_node import read_json
 
@@ -18,6 +17,7 @@ class ByteTokenizer(Tokenizer):
     """The bytes of a text's UTF-8 as ids 0 ... 255."""
 
     FORMAT = "minigpt-byte"
+    UNIT = "byte"
 
     @property
     def vocab_size(self) -> int:
@@ -39,8 +39,8 @@ class ByteTokenizer(Tokenizer):
             check_id(number, 256)
         return bytes(numbers)
 
-    def save(self, path: str | Path) -> None:
-        write_atomically(Path(path), json.dumps({"format": self.FORMAT, "version": 1}, indent=1) + "\n")
+    def file_content(self) -> str:
+        return json.dumps({"format": self.FORMAT, "version": 1}, indent=1) + "\n"
 
     @classmethod
     def load(cls, path: str | Path) -> ByteTokenizer:

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from minigpt_ext.data.files import write_atomically
 from minigpt_ext.tokenizer.base import Ids, Tokenizer, check_id, check_text, listed
 
 
@@ -25,6 +24,7 @@ class CharTokenizer(Tokenizer):
     """
 
     FORMAT = "minigpt-char"
+    UNIT = "character"
 
     def __init__(self, characters: str):
         if not isinstance(characters, str):
@@ -76,10 +76,9 @@ class CharTokenizer(Tokenizer):
             check_id(number, self.vocab_size)
         return "".join(self.characters[number] for number in numbers)
 
-    def save(self, path: str | Path) -> None:
-        """Write the vocabulary as JSON, atomically."""
+    def file_content(self) -> str:
         content = {"format": self.FORMAT, "version": 1, "characters": self.characters}
-        write_atomically(Path(path), json.dumps(content, indent=1) + "\n")
+        return json.dumps(content, indent=1) + "\n"
 
     @classmethod
     def load(cls, path: str | Path) -> CharTokenizer:

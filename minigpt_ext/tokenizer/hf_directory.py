@@ -10,7 +10,7 @@ from typing import Any
 from minigpt_ext.data.files import write_atomically
 from minigpt_ext.tokenizer.added_tokens import AddedToken
 from minigpt_ext.tokenizer.hf_json import read_tokenizer_json
-from minigpt_ext.tokenizer.hf_write import write_tokenizer_json
+from minigpt_ext.tokenizer.hf_write import tokenizer_text
 from minigpt_ext.tokenizer.json_node import Node, read_json
 from minigpt_ext.tokenizer.spec import END_OF_TEXT, BPESpec
 from minigpt_ext.tokenizer.vocab_files import read_vocab_files, write_vocab_files
@@ -58,15 +58,26 @@ def read_vocab_directory(directory: Path) -> BPESpec:
     return _with_config(spec, directory)
 
 
+def write_file(spec: BPESpec, path: Path) -> list[Path]:
+    """Write a tokenizer.json and, beside it, tokenizer_config.json. Returns both paths.
+
+    Raises ValueError where the files cannot hold `spec`, before anything is written.
+    """
+    text = tokenizer_text(spec)
+    config = path.parent / CONFIG
+    write_atomically(config, json.dumps(tokenizer_config(spec), ensure_ascii=False, indent=2) + "\n")
+    write_atomically(path, text)
+    return [path, config]
+
+
 def write_directory(spec: BPESpec, directory: Path) -> list[Path]:
     """Write tokenizer.json and tokenizer_config.json, and for byte-level tokenizers vocab.json and merges.txt too.
 
-    The folder must be there. Raises ValueError where the files cannot hold `spec`, before anything is written.
+    Makes the folder where it is missing. Raises ValueError where the files cannot hold `spec`; nothing is written then.
     """
+    tokenizer_text(spec)
     directory.mkdir(parents=True, exist_ok=True)
-    paths = [directory / TOKENIZER, directory / CONFIG]
-    write_tokenizer_json(spec, paths[0])
-    write_atomically(paths[1], json.dumps(tokenizer_config(spec), ensure_ascii=False, indent=2) + "\n")
+    paths = write_file(spec, directory / TOKENIZER)
     if spec.alphabet == "bytes":
         paths += [directory / VOCAB, directory / MERGES]
         write_vocab_files(spec, *paths[2:])

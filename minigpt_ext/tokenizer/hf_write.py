@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from minigpt_ext.data.files import write_atomically
 from minigpt_ext.tokenizer.byte_alphabet import written
 from minigpt_ext.tokenizer.patterns import PATTERNS
 from minigpt_ext.tokenizer.spec import SPACE_MARK, BPESpec
@@ -16,13 +14,13 @@ from minigpt_ext.tokenizer.spec import SPACE_MARK, BPESpec
 Json = dict[str, Any]
 
 
-def write_tokenizer_json(spec: BPESpec, path: Path) -> None:
-    """Write it atomically. Raises ValueError where the format cannot hold `spec`, OSError as the system does."""
-    write_atomically(path, json.dumps(tokenizer_json(spec), ensure_ascii=False, indent=1) + "\n")
+def tokenizer_text(spec: BPESpec) -> str:
+    """The file. Raises ValueError where the format cannot hold `spec`."""
+    return json.dumps(tokenizer_json(spec), ensure_ascii=False, indent=1) + "\n"
 
 
 def tokenizer_json(spec: BPESpec) -> Json:
-    """The content of the file."""
+    """Its content."""
     return {
         "version": "1.0",
         "truncation": None,
