@@ -67,8 +67,9 @@ def token_bytes(
     tokens: list[bytes | None] = [None] * (max(texts, default=-1) + 1)
     for text, id in vocab.items():
         token = meant(text) if over_bytes else text.encode()
-        if text in own:
-            tokens[id] = token if token == text.encode() else None
+        if text in own and token != text.encode():
+            if token and len(token) == 1:
+                raise node.error(f"the added token {text!r} is also how the byte 0x{token[0]:02X} is written")
         elif token:
             tokens[id] = token
         else:
