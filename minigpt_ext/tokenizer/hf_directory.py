@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,15 +30,18 @@ def read_file(path: Path) -> BPESpec:
 
     Raises ValueError naming file and field, OSError as the system does.
     """
-    return _with_config(read_tokenizer_json(path), path.parent)
+    spec = _with_config(read_tokenizer_json(path), path.parent)
+    # This class of transformers sets it anew, whatever tokenizer.json says.
+    if _class_name(spec.config) == "GPT2Tokenizer" and spec.pattern == "gpt2" and spec.alphabet == "bytes":
+        spec = replace(spec, add_prefix_space=_config(path.parent).get("add_prefix_space").flag())
+    return spec
 
 
 def read_vocab_directory(directory: Path) -> BPESpec:
     """A directory of vocab.json and merges.txt without a tokenizer.json. Raises as `read_file` does."""
     config = _config(directory)
-    name = config.get("tokenizer_class").value
-    name = name.removesuffix("Fast") if isinstance(name, str) else name
-    if name not in _CLASSES:
+    name = _class_name(config.value)
+    if not isinstance(name, str | None) or name not in _CLASSES:
         raise config["tokenizer_class"].refused(
             f"without {TOKENIZER} this program can do {', '.join(filter(None, _CLASSES))}"
         )
@@ -55,7 +59,12 @@ def read_vocab_directory(directory: Path) -> BPESpec:
         spec = replace(spec, nfc=nfc, added=tuple(added[id] for id in sorted(added)))
     except ValueError as error:
         raise config.error(str(error)) from None
-    return _with_config(spec, directory)
+    spec = _with_config(spec, directory)
+    add_bos = config.get("add_bos_token").flag() and spec.bos_id is not None  # as transformers does
+    if config.get("add_eos_token").flag() and spec.eos_id is not None:
+        raise config["add_eos_token"].refused("this program puts nothing behind a text")
+    prefix = config.get("add_prefix_space").flag()
+    return replace(spec, add_bos=add_bos, add_prefix_space=prefix)
 
 
 def write_file(spec: BPESpec, path: Path) -> list[Path]:
@@ -100,6 +109,11 @@ def _same_token(entry: Any, content: str | None) -> bool:
     return (entry.get("content") if isinstance(entry, dict) else entry) == content
 
 
+def _class_name(config: Mapping[str, Any]) -> Any:
+    name = config.get("tokenizer_class")
+    return name.removesuffix("Fast") if isinstance(name, str) else name
+
+
 def _config(directory: Path, name: str = CONFIG) -> Node:
     path = directory / name
     config = read_json(path) if path.is_file() else Node({}, path)
@@ -111,7 +125,8 @@ def _with_config(spec: BPESpec, directory: Path) -> BPESpec:
     """`spec` with the tokens that begin and end a text.
 
     They stand in tokenizer_config.json, else in special_tokens_map.json. Where neither says how a text ends, the
-    special token <|endoftext|> does, if there is one. `add_bos_token` overrules the post-processor of tokenizer.json.
+    special token <|endoftext|> does, if there is one. Whether prompts begin with a token is what tokenizer.json says,
+    as in `transformers` 5 and `tokenizers`; `add_bos_token` counts where there is no tokenizer.json.
     """
     config, token_map = _config(directory), _config(directory, _TOKEN_MAP)
     spec = replace(spec, config=config.value)
@@ -124,18 +139,10 @@ def _with_config(spec: BPESpec, directory: Path) -> BPESpec:
     bos_id, eos_id = named["bos_token"], named["eos_token"]
     if "eos_token" not in config and "eos_token" not in token_map:
         eos_id = next((token.id for token in spec.added if token.special and token.content == END_OF_TEXT), None)
-    add_bos = spec.add_bos
-    if config.get("add_bos_token").value is not None:
-        add_bos = config["add_bos_token"].flag() and bos_id is not None  # as transformers does
-    elif add_bos and bos_id not in (None, spec.bos_id):
-        raise config["bos_token"].refused(
-            f"and the post_processor of {TOKENIZER} puts the token {spec.bos_id} in front"
-        )
-    if config.get("add_eos_token").flag() and eos_id is not None:
-        raise config["add_eos_token"].refused("this program puts nothing behind a text")
-    if add_bos and bos_id is None:
-        bos_id = spec.bos_id
-    return replace(spec, bos_id=bos_id, eos_id=eos_id, add_bos=add_bos)
+    if spec.add_bos and bos_id not in (None, spec.bos_id):
+        front = f"and the post_processor of {TOKENIZER} puts the token {spec.bos_id} in front"
+        raise (config if "bos_token" in config else token_map)["bos_token"].refused(front)
+    return replace(spec, bos_id=spec.bos_id if bos_id is None else bos_id, eos_id=eos_id)
 
 
 def _special(spec: BPESpec, node: Node) -> tuple[BPESpec, int]:
