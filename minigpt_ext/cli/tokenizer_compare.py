@@ -86,7 +86,8 @@ def compare(
             raise ValueError("the text is empty: there is nothing to compare")
         tokenizers: dict[str, Tokenizer] = {"characters": CharTokenizer.from_text(given), "bytes": ByteTokenizer()}
         for path in tokenizer or ():
-            tokenizers[Path(path).name or path] = open_tokenizer(path)
+            name = Path(path).name
+            tokenizers[path if name in ("", *tokenizers) else name] = open_tokenizer(path)
         if vocab_size is not None or not tokenizer:
             tokenizers["learned here"] = BPETokenizer.train(given, vocab_size or _VOCAB_SIZE)
         seen = {name: TokenizedText.of(opened, given) for name, opened in tokenizers.items()}

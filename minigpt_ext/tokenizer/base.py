@@ -178,8 +178,7 @@ def check_no_surrogate(text: str) -> None:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"text: lone surrogate U+{ord(text[error.start]):04X} at position {error.start}; it is half a character, "
-            "which has no UTF-8"
+            f"text[{error.start}] is U+{ord(text[error.start]):04X}, a lone surrogate, which UTF-8 has no bytes for"
         ) from None
 
 

@@ -162,12 +162,12 @@ class BPETokenizer(Tokenizer):
     def encode_to_tensor(self, text: str, *, special: bool | Iterable[str] = True) -> torch.Tensor:
         check_text(text)
         wanted = self._wanted(special)
-        check_no_surrogate(text)
         if self._core_cuts and (not self.spec.nfc or unicodedata.is_normalized("NFC", text)):
             allowed = wanted if isinstance(wanted, bool) else wanted | self._words
             if allowed is False and self._words:
                 allowed = self._words
             return torch.from_numpy(self._core.encode(text, allowed))
+        check_no_surrogate(text)  # which the core does too, for a stretch
         names = frozenset(self.special_tokens if wanted is True else wanted or ())
         parts = [
             np.array([part], dtype=np.int32) if isinstance(part, int) else self._core.encode(part, False)

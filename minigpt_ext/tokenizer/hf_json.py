@@ -42,6 +42,7 @@ def read_tokenizer_json(path: Path) -> BPESpec:
     over_bytes = fields["alphabet"] == "bytes"
     added = _added_tokens(root.get("added_tokens"))
     fields |= read_model(root["model"], over_bytes, added)
+    _check_numbering(root.get("added_tokens"), added, root["model"]["vocab"].object())
     if fields.pop("splits") and any(_begins_with_space(fields["tokens"], right) for _, right in fields["merges"]):
         raise root["pre_tokenizer"].error(
             '"split" is true, and the vocabulary has tokens with a space inside; this program does not cut at spaces'
@@ -65,6 +66,18 @@ def _added_tokens(node: Node) -> tuple[AddedToken, ...]:
         flags = {name: entry.get(name).flag() for name in ("single_word", "lstrip", "rstrip", "normalized", "special")}
         added.append(AddedToken(entry["content"].text(), entry["id"].integer(0, LARGEST_ID), **flags))
     return tuple(added)
+
+
+def _check_numbering(node: Node, added: tuple[AddedToken, ...], vocab: dict[str, int]) -> None:
+    """Refuse an added token outside of the vocabulary whose id is not the next: `tokenizers` would give it that one."""
+    following = len(vocab)
+    for entry, token in zip(node.items() if added else (), added, strict=True):
+        if token.content not in vocab and token.id != following:
+            raise entry["id"].error(
+                f"{token.content!r} is not in the vocabulary and has the id {token.id}, where the library tokenizers "
+                f"would give it the next, {following}"
+            )
+        following = max(following, token.id + 1)
 
 
 def _steps(node: Node, list_name: str) -> list[Node]:

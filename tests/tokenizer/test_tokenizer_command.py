@@ -132,7 +132,7 @@ def test_compare_with_a_run_directory_and_standard_input(command, tmp_path):
         (["encode", "--tokenizer", "file", "x"], "file: not a tokenizer file"),
         (["encode", "--tokenizer", "bpe", "--file", "file", "x"], "--file and a text are both given"),
         (["encode", "--tokenizer", "bpe", "--file", "nothing"], "'nothing' is not a file"),
-        (["encode", "--tokenizer", "bpe", "a\udcff"], "lone surrogate U+DCFF at position 1"),
+        (["encode", "--tokenizer", "bpe", "a\udcff"], "text[1] is U+DCFF, a lone surrogate"),
         (["decode", "--tokenizer", "bpe", "1", "400"], "ids: got 400, allowed are 0 to 399"),
         (["decode", "--tokenizer", "bpe", "x"], "ids: expected integers, got 'x'"),
         (["compare", "x", "--model", "nothing"], "--model: 'nothing' is neither a run directory nor one of tiny"),

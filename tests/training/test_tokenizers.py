@@ -6,6 +6,7 @@ import math
 import pytest
 import tokenizers
 import torch
+from tokenizer_cases import family
 from training_runs import SMALL, assert_same_run, assignments, run_config, small_recipe, write_text
 
 from minigpt_ext import GPT
@@ -107,6 +108,13 @@ def test_a_corpus_with_too_few_tokens(tmp_path, text, bpe):
 def test_special_tokens_in_the_text_are_taken_as_such(bpe):
     dataset = Dataset.from_text("the cat<|endoftext|>" * 200, 8, load_tokenizer(bpe))
     assert (dataset.train == load_tokenizer(bpe).eos_id).sum() == 180
+
+
+def test_a_model_trained_here_never_saw_bos(tmp_path, text):
+    family("mistral").save(str(tmp_path / "tokenizer.json"))
+    train(small_recipe(text, tokenizer=str(tmp_path / "tokenizer.json"), steps=1), tmp_path / "run")
+    before, after = load_tokenizer(tmp_path), load_tokenizer(tmp_path / "run")
+    assert before.encode_prompt("the") == [1, *after.encode_prompt("the")] and after.bos_id == 1
 
 
 @pytest.fixture
