@@ -1,0 +1,68 @@
+// A BPE tokenizer: text to ids, and back.
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "pretokenizer.h"
+#include "specials.h"
+#include "vocabulary.h"
+
+namespace minigpt::tokenizer {
+
+// SentencePiece writes a space as U+2581. What is done to a stretch of text between two special tokens:
+enum class Metaspace {
+  none,     // nothing
+  replace,  // " " becomes U+2581
+  prepend,  // that, and one more is put in front
+  always,   // that, unless one is there already
+  first,    // that, at the very beginning of the text only
+};
+
+Metaspace metaspace_named(std::string_view name);
+Alphabet alphabet_named(std::string_view name);
+
+struct Options {
+  Pattern pattern = Pattern::gpt2;
+  bool ignore_merges = false;  // a piece that is a token is that token, whatever merges would make of it
+  Metaspace metaspace = Metaspace::none;
+};
+
+class Encoder {
+ public:
+  Encoder(Vocabulary vocabulary, std::vector<std::pair<std::string, Id>> specials, Options options);
+  ~Encoder();
+
+  const Specials& specials() const { return specials_; }
+
+  // The ids of a text in UTF-8. May be called from several threads at once.
+  std::vector<Id> encode(std::string_view text, const Specials::Allowed& allowed) const;
+
+  // The bytes that the ids stand for. Throws std::invalid_argument for an id that stands for nothing.
+  std::string decode(std::span<const int64_t> ids) const;
+
+ private:
+  struct Work;  // what one thread needs while it encodes: caches and buffers
+  class Lease;
+
+  void encode_stretch(std::string_view stretch, bool first, Work& work, std::vector<Id>& ids) const;
+  void encode_piece(const Byte* begin, const Byte* end, const Byte* text_end, Work& work, std::vector<Id>& ids) const;
+  void encode_uncut(const Byte* begin, const Byte* end, Work& work, std::vector<Id>& ids) const;
+  void merge_piece(const Byte* begin, const Byte* end, Work& work, std::vector<Id>& ids) const;
+  void append_symbols(const Byte* begin, const Byte* end, std::vector<Id>& ids) const;
+  std::string with_metaspace(std::string_view stretch, bool first) const;
+  std::string decoded(Id id) const;
+
+  Vocabulary vocabulary_;
+  Specials specials_;
+  Options options_;
+  std::vector<std::string> decoded_;  // by id; empty: no such id
+  mutable std::mutex mutex_;
+  mutable std::vector<std::unique_ptr<Work>> idle_;
+};
+
+}  // namespace minigpt::tokenizer
