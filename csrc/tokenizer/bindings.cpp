@@ -58,9 +58,9 @@ std::unique_ptr<Encoder> make_encoder(const std::vector<std::optional<py::bytes>
   return std::make_unique<Encoder>(Vocabulary(std::move(bytes), pairs, letters), std::move(names), options);
 }
 
-py::array_t<Id> as_array(std::vector<Id>&& ids) {
-  auto* kept = new std::vector<Id>(std::move(ids));
-  const py::capsule owner(kept, [](void* p) { delete static_cast<std::vector<Id>*>(p); });
+py::array_t<Id> as_array(IdBuffer&& ids) {
+  auto* kept = new IdBuffer(std::move(ids));
+  const py::capsule owner(kept, [](void* p) { delete static_cast<IdBuffer*>(p); });
   return py::array_t<Id>(kept->size(), kept->data(), owner);
 }
 
@@ -72,7 +72,7 @@ py::array_t<Id> encode(const Encoder& encoder, const py::str& text,
                                   : std::get<bool>(allowed) ? specials.all()
                                                             : specials.none();
   const std::string_view bytes = utf8(text);
-  std::vector<Id> ids;
+  IdBuffer ids;
   {
     const py::gil_scoped_release released;
     ids = encoder.encode(bytes, which);

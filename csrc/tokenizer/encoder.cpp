@@ -65,13 +65,17 @@ Encoder::Encoder(Vocabulary vocabulary, std::vector<std::pair<std::string, Id>> 
   for (size_t id = 0; id < decoded_.size(); ++id) {
     if (vocabulary_.has(id)) decoded_[id] = decoded(id);
   }
+  whole_.resize(vocabulary_.size());
+  for (size_t id = 0; id < whole_.size(); ++id) {
+    whole_[id] = vocabulary_.has(id) && merges_to_itself(id);
+  }
 }
 
 Encoder::~Encoder() = default;
 
-std::vector<Id> Encoder::encode(std::string_view text, const Specials::Allowed& allowed) const {
+IdBuffer Encoder::encode(std::string_view text, const Specials::Allowed& allowed) const {
   Lease work(*this);
-  std::vector<Id> ids;
+  IdBuffer ids;
   for (size_t at = 0; at < text.size();) {
     const Specials::Match special = specials_.find(text, at, allowed);
     if (special.begin > at) encode_stretch(text.substr(at, special.begin - at), at == 0, *work, ids);
@@ -81,7 +85,7 @@ std::vector<Id> Encoder::encode(std::string_view text, const Specials::Allowed& 
   return ids;
 }
 
-void Encoder::encode_stretch(std::string_view stretch, bool first, Work& work, std::vector<Id>& ids) const {
+void Encoder::encode_stretch(std::string_view stretch, bool first, Work& work, IdBuffer& ids) const {
   std::string marked;
   if (options_.metaspace != Metaspace::none) stretch = marked = with_metaspace(stretch, first);
   const auto* begin = reinterpret_cast<const Byte*>(stretch.data());
@@ -93,27 +97,22 @@ void Encoder::encode_stretch(std::string_view stretch, bool first, Work& work, s
 }
 
 // One piece of the pre-tokeniser's.
-void Encoder::encode_piece(const Byte* begin, const Byte* end, const Byte* text_end, Work& work,
-                           std::vector<Id>& ids) const {
+void Encoder::encode_piece(const Byte* begin, const Byte* end, const Byte* text_end, Work& work, IdBuffer& ids) const {
   const size_t bytes = end - begin, before = ids.size();
   if (bytes > WordCache::MOST_BYTES) return merge_piece(begin, end, work, ids);
   const WordCache::Key key = WordCache::key_of(begin, bytes, text_end);
-  WordCache::Entry& entry = work.cache.place(key);
-  if (entry.key == key) {
-    ids.insert(ids.end(), entry.ids, entry.ids + entry.count);
-    return;
+  if (const WordCache::Entry* known = work.cache.find(key)) {
+    std::memcpy(ids.room(WordCache::MOST_IDS), known->ids, sizeof known->ids);
+    return ids.grow(known->count);
   }
   merge_piece(begin, end, work, ids);
   const size_t count = ids.size() - before;
-  if (count > WordCache::MOST_IDS) return;
-  entry.key = key;
-  entry.count = count;
-  std::copy(ids.begin() + before, ids.end(), entry.ids);
+  if (count <= WordCache::MOST_IDS) work.cache.remember(key, ids.data() + before, count);
 }
 
 // The whole text is one piece. It is cut all the same where no merge could join what is left and right of the cut, which
 // for SentencePiece's vocabularies is in front of nearly every word.
-void Encoder::encode_uncut(const Byte* begin, const Byte* end, Work& work, std::vector<Id>& ids) const {
+void Encoder::encode_uncut(const Byte* begin, const Byte* end, Work& work, IdBuffer& ids) const {
   if (options_.ignore_merges) {
     if (const Id id = vocabulary_.find(as_text(begin, end)); id >= 0) return ids.push_back(id);
   }
@@ -131,18 +130,22 @@ void Encoder::encode_uncut(const Byte* begin, const Byte* end, Work& work, std::
   encode_piece(begin, end, end, work, ids);
 }
 
-void Encoder::merge_piece(const Byte* begin, const Byte* end, Work& work, std::vector<Id>& ids) const {
-  if (options_.ignore_merges && options_.pattern != Pattern::none) {
-    if (const Id id = vocabulary_.find(as_text(begin, end)); id >= 0) return ids.push_back(id);
+void Encoder::merge_piece(const Byte* begin, const Byte* end, Work& work, IdBuffer& ids) const {
+  // Short pieces are remembered, so that merging them once costs less than looking for each that is new.
+  if (options_.ignore_merges || end - begin > ptrdiff_t{WordCache::MOST_BYTES}) {
+    const Id token = vocabulary_.find(as_text(begin, end));
+    if (token >= 0 && whole_[token]) return ids.push_back(token);
   }
   const size_t from = ids.size();
   append_symbols(begin, end, ids);
   work.merger.merge(ids, from);
 }
 
-void Encoder::append_symbols(const Byte* begin, const Byte* end, std::vector<Id>& ids) const {
+void Encoder::append_symbols(const Byte* begin, const Byte* end, IdBuffer& ids) const {
   const auto append_bytes = [&](const Byte* from, const Byte* to) {
-    for (; from < to; ++from) ids.push_back(vocabulary_.byte_id(*from));
+    Id* room = ids.room(to - from);
+    for (const Byte* p = from; p < to; ++p) *room++ = vocabulary_.byte_id(*p);
+    ids.grow(to - from);
   };
   if (vocabulary_.alphabet() == Alphabet::bytes) return append_bytes(begin, end);
   while (begin < end) {
@@ -173,6 +176,16 @@ std::string Encoder::with_metaspace(std::string_view stretch, bool first) const 
     at = space + 1;
   }
   return marked;
+}
+
+// With ignore_merges any token is what a piece of its bytes encodes to; else merges decide.
+bool Encoder::merges_to_itself(Id id) const {
+  if (options_.ignore_merges) return options_.pattern != Pattern::none;
+  IdBuffer ids;
+  const auto* bytes = reinterpret_cast<const Byte*>(vocabulary_.token(id).data());
+  append_symbols(bytes, bytes + vocabulary_.token(id).size(), ids);
+  Merger(vocabulary_).merge(ids, 0);
+  return ids.size() == 1;
 }
 
 // What a token stands for in the text.

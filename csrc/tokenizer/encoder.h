@@ -40,7 +40,7 @@ class Encoder {
   const Specials& specials() const { return specials_; }
 
   // The ids of a text in UTF-8. May be called from several threads at once.
-  std::vector<Id> encode(std::string_view text, const Specials::Allowed& allowed) const;
+  IdBuffer encode(std::string_view text, const Specials::Allowed& allowed) const;
 
   // The bytes that the ids stand for. Throws std::invalid_argument for an id that stands for nothing.
   std::string decode(std::span<const int64_t> ids) const;
@@ -49,18 +49,20 @@ class Encoder {
   struct Work;  // what one thread needs while it encodes: caches and buffers
   class Lease;
 
-  void encode_stretch(std::string_view stretch, bool first, Work& work, std::vector<Id>& ids) const;
-  void encode_piece(const Byte* begin, const Byte* end, const Byte* text_end, Work& work, std::vector<Id>& ids) const;
-  void encode_uncut(const Byte* begin, const Byte* end, Work& work, std::vector<Id>& ids) const;
-  void merge_piece(const Byte* begin, const Byte* end, Work& work, std::vector<Id>& ids) const;
-  void append_symbols(const Byte* begin, const Byte* end, std::vector<Id>& ids) const;
+  void encode_stretch(std::string_view stretch, bool first, Work& work, IdBuffer& ids) const;
+  void encode_piece(const Byte* begin, const Byte* end, const Byte* text_end, Work& work, IdBuffer& ids) const;
+  void encode_uncut(const Byte* begin, const Byte* end, Work& work, IdBuffer& ids) const;
+  void merge_piece(const Byte* begin, const Byte* end, Work& work, IdBuffer& ids) const;
+  void append_symbols(const Byte* begin, const Byte* end, IdBuffer& ids) const;
   std::string with_metaspace(std::string_view stretch, bool first) const;
   std::string decoded(Id id) const;
+  bool merges_to_itself(Id id) const;
 
   Vocabulary vocabulary_;
   Specials specials_;
   Options options_;
   std::vector<std::string> decoded_;  // by id; empty: no such id
+  std::vector<bool> whole_;           // by id: a long piece of these bytes is this token
   mutable std::mutex mutex_;
   mutable std::vector<std::unique_ptr<Work>> idle_;
 };

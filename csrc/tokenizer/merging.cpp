@@ -9,10 +9,11 @@ namespace minigpt::tokenizer {
 
 constexpr uint32_t NOWHERE = UINT32_MAX;
 
-void Merger::merge(std::vector<Id>& ids, size_t from) {
+void Merger::merge(IdBuffer& ids, size_t from) {
   const size_t count = ids.size() - from;
   if (count >= NOWHERE) throw std::length_error("a piece of the text has 2^32 symbols or more");
-  ids.resize(from + (count <= SHORT ? merge_short(&ids[from], count) : merge_long(&ids[from], count)));
+  Id* symbols = ids.data() + from;
+  ids.shrink_to(from + (count <= SHORT ? merge_short(symbols, count) : merge_long(symbols, count)));
 }
 
 // O(n^2), but on a few dozens of numbers that lie side by side.

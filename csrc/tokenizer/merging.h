@@ -4,6 +4,7 @@
 
 #include <vector>
 
+#include "id_buffer.h"
 #include "vocabulary.h"
 
 namespace minigpt::tokenizer {
@@ -12,9 +13,9 @@ class Merger {
  public:
   explicit Merger(const Vocabulary& vocabulary) : vocabulary_(vocabulary) {}
 
-  // Merges ids[from ...] in place, and cuts the vector where they end now. O(n log n) for n ids.
+  // Merges ids[from ...] in place, and cuts the buffer where they end now. O(n log n) for n ids.
   // Throws std::length_error above 2^32 - 1 ids.
-  void merge(std::vector<Id>& ids, size_t from);
+  void merge(IdBuffer& ids, size_t from);
 
  private:
   static constexpr size_t SHORT = 48;  // up to here scanning all pairs for each merge is faster than a heap
