@@ -1,4 +1,4 @@
-"""The two libraries that BPE is held against, made to hold the same vocabulary as ours; and texts that go to the edges."""
+"""The two libraries that BPE is held against, given the same vocabulary as ours; and texts that go to the edges."""
 
 import json
 import random

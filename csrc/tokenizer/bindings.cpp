@@ -89,7 +89,9 @@ py::array_t<Id> encode(const Encoder& encoder, const py::str& text, const py::ob
   return as_array(std::move(ids));
 }
 
-py::bytes decode(const Encoder& encoder, const py::array& ids) {
+py::bytes decode(const Encoder& encoder, const py::object& sequence) {
+  const auto ids = py::array::ensure(sequence);
+  if (!ids) throw py::type_error("ids must be a sequence of integers");
   if (ids.ndim() != 1) throw py::value_error("ids must have one dimension, got " + std::to_string(ids.ndim()));
   if (ids.size() > 0 && ids.dtype().kind() != 'i' && ids.dtype().kind() != 'u') {
     throw py::type_error("ids must be integers, got an array of " + py::str(ids.dtype()).cast<std::string>());
