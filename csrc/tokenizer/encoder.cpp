@@ -30,7 +30,7 @@ Alphabet alphabet_named(std::string_view name) {
 }
 
 struct Encoder::Work {
-  explicit Work(const Vocabulary& vocabulary) : merger(vocabulary) {}
+  Work(const Vocabulary& vocabulary, int cache_bits) : cache(cache_bits), merger(vocabulary) {}
 
   WordCache cache;
   Merger merger;
@@ -42,7 +42,7 @@ class Encoder::Lease {
   explicit Lease(const Encoder& encoder) : encoder_(encoder) {
     const std::lock_guard lock(encoder_.mutex_);
     if (encoder_.idle_.empty()) {
-      work_ = std::make_unique<Work>(encoder_.vocabulary_);
+      work_ = std::make_unique<Work>(encoder_.vocabulary_, encoder_.options_.cache_bits);
     } else {
       work_ = std::move(encoder_.idle_.back());
       encoder_.idle_.pop_back();
@@ -67,7 +67,7 @@ Encoder::Encoder(Vocabulary vocabulary, std::vector<std::pair<std::string, Id>> 
   }
   whole_.resize(vocabulary_.size());
   for (size_t id = 0; id < whole_.size(); ++id) {
-    whole_[id] = vocabulary_.has(id) && merges_to_itself(id);
+    whole_[id] = vocabulary_.has(id) && is_whole(id);
   }
 }
 
@@ -178,12 +178,15 @@ std::string Encoder::with_metaspace(std::string_view stretch, bool first) const 
   return marked;
 }
 
-// With ignore_merges any token is what a piece of its bytes encodes to; else merges decide.
-bool Encoder::merges_to_itself(Id id) const {
+// Whether a piece of the token's bytes is looked up and is the token. With ignore_merges each is, where the pattern cuts
+// pieces at all; else merges decide, and only what is too long for the cache is looked up.
+bool Encoder::is_whole(Id id) const {
   if (options_.ignore_merges) return options_.pattern != Pattern::none;
+  const std::string& token = vocabulary_.token(id);
+  if (token.size() <= WordCache::MOST_BYTES) return false;
   IdBuffer ids;
-  const auto* bytes = reinterpret_cast<const Byte*>(vocabulary_.token(id).data());
-  append_symbols(bytes, bytes + vocabulary_.token(id).size(), ids);
+  const auto* bytes = reinterpret_cast<const Byte*>(token.data());
+  append_symbols(bytes, bytes + token.size(), ids);
   Merger(vocabulary_).merge(ids, 0);
   return ids.size() == 1;
 }

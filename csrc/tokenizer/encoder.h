@@ -30,6 +30,7 @@ struct Options {
   Pattern pattern = Pattern::gpt2;
   bool ignore_merges = false;  // a piece that is a token is that token, whatever merges would make of it
   Metaspace metaspace = Metaspace::none;
+  int cache_bits = 15;  // 2^(bits + 6) bytes for the words that a thread remembers: two megabytes
 };
 
 class Encoder {
@@ -56,13 +57,13 @@ class Encoder {
   void append_symbols(const Byte* begin, const Byte* end, IdBuffer& ids) const;
   std::string with_metaspace(std::string_view stretch, bool first) const;
   std::string decoded(Id id) const;
-  bool merges_to_itself(Id id) const;
+  bool is_whole(Id id) const;
 
   Vocabulary vocabulary_;
   Specials specials_;
   Options options_;
   std::vector<std::string> decoded_;  // by id; empty: no such id
-  std::vector<bool> whole_;           // by id: a long piece of these bytes is this token
+  std::vector<bool> whole_;           // by id: a piece of its bytes is this token, by is_whole
   mutable std::mutex mutex_;
   mutable std::vector<std::unique_ptr<Work>> idle_;
 };

@@ -26,6 +26,9 @@ class WordCache {
     uint32_t count = 0;
   };
 
+  // 2^bits places for two pieces each, 64 bytes a place.
+  explicit WordCache(int bits) : shift_(64 - bits), lines_(size_t{1} << bits) {}
+
   // bytes in [1, MOST_BYTES]. Reads 16 bytes at once where the text goes on for so long.
   static Key key_of(const Byte* piece, size_t bytes, const Byte* text_end) {
     Key key{0, 0};
@@ -60,11 +63,10 @@ class WordCache {
     Entry newer, older;
   };
 
-  static constexpr int BITS = 15;
+  size_t line_of(const Key& key) const { return mix(key.low, key.high) >> shift_; }
 
-  static size_t line_of(const Key& key) { return mix(key.low, key.high) >> (64 - BITS); }
-
-  std::vector<Line> lines_ = std::vector<Line>(size_t{1} << BITS);  // 2 MiB
+  int shift_;
+  std::vector<Line> lines_;
 };
 
 }  // namespace minigpt::tokenizer
