@@ -29,34 +29,27 @@ Alphabet alphabet_named(std::string_view name) {
   throw std::invalid_argument("alphabet must be bytes or characters+bytes, got " + quote(name));
 }
 
-struct Encoder::Work {
-  Work(const Vocabulary& vocabulary, int cache_bits) : cache(cache_bits), merger(vocabulary) {}
-
-  WordCache cache;
-  Merger merger;
-};
-
-// Lends a Work for the time of one call: an idle one, whose cache is warm, or a new one.
+// Lends a cache for the time of one call: an idle one, which knows words, or a new one.
 class Encoder::Lease {
  public:
   explicit Lease(const Encoder& encoder) : encoder_(encoder) {
     const std::lock_guard lock(encoder_.mutex_);
     if (encoder_.idle_.empty()) {
-      work_ = std::make_unique<Work>(encoder_.vocabulary_, encoder_.options_.cache_bits);
+      cache_ = std::make_unique<WordCache>(encoder_.options_.cache_bits);
     } else {
-      work_ = std::move(encoder_.idle_.back());
+      cache_ = std::move(encoder_.idle_.back());
       encoder_.idle_.pop_back();
     }
   }
   ~Lease() {
     const std::lock_guard lock(encoder_.mutex_);
-    encoder_.idle_.push_back(std::move(work_));
+    encoder_.idle_.push_back(std::move(cache_));
   }
-  Work& operator*() { return *work_; }
+  WordCache& operator*() { return *cache_; }
 
  private:
   const Encoder& encoder_;
-  std::unique_ptr<Work> work_;
+  std::unique_ptr<WordCache> cache_;
 };
 
 Encoder::Encoder(Vocabulary vocabulary, std::vector<std::pair<std::string, Id>> specials, Options options)
@@ -71,48 +64,47 @@ Encoder::Encoder(Vocabulary vocabulary, std::vector<std::pair<std::string, Id>> 
   }
 }
 
-Encoder::~Encoder() = default;
-
 IdBuffer Encoder::encode(std::string_view text, const Specials::Allowed& allowed) const {
-  Lease work(*this);
+  Lease cache(*this);
   IdBuffer ids;
   for (size_t at = 0; at < text.size();) {
     const Specials::Match special = specials_.find(text, at, allowed);
-    if (special.begin > at) encode_stretch(text.substr(at, special.begin - at), at == 0, *work, ids);
+    if (special.begin > at) encode_stretch(text.substr(at, special.begin - at), at == 0, *cache, ids);
     if (special.id >= 0) ids.push_back(special.id);
     at = special.end;
   }
   return ids;
 }
 
-void Encoder::encode_stretch(std::string_view stretch, bool first, Work& work, IdBuffer& ids) const {
+void Encoder::encode_stretch(std::string_view stretch, bool first, WordCache& cache, IdBuffer& ids) const {
   std::string marked;
   if (options_.metaspace != Metaspace::none) stretch = marked = with_metaspace(stretch, first);
   const auto* begin = reinterpret_cast<const Byte*>(stretch.data());
   const Byte* end = begin + stretch.size();
-  if (options_.pattern == Pattern::none) return encode_uncut(begin, end, work, ids);
+  if (options_.pattern == Pattern::none) return encode_uncut(begin, end, cache, ids);
   for_each_piece(options_.pattern, begin, end, [&](const Byte* from, const Byte* to) {  //
-    encode_piece(from, to, end, work, ids);
+    encode_piece(from, to, end, cache, ids);
   });
 }
 
 // One piece of the pre-tokeniser's.
-void Encoder::encode_piece(const Byte* begin, const Byte* end, const Byte* text_end, Work& work, IdBuffer& ids) const {
+void Encoder::encode_piece(const Byte* begin, const Byte* end, const Byte* text_end, WordCache& cache,
+                           IdBuffer& ids) const {
   const size_t bytes = end - begin, before = ids.size();
-  if (bytes > WordCache::MOST_BYTES) return merge_piece(begin, end, work, ids);
+  if (bytes > WordCache::MOST_BYTES) return merge_piece(begin, end, ids);
   const WordCache::Key key = WordCache::key_of(begin, bytes, text_end);
-  if (const WordCache::Entry* known = work.cache.find(key)) {
+  if (const WordCache::Entry* known = cache.find(key)) {
     std::memcpy(ids.room(WordCache::MOST_IDS), known->ids, sizeof known->ids);
     return ids.grow(known->count);
   }
-  merge_piece(begin, end, work, ids);
+  merge_piece(begin, end, ids);
   const size_t count = ids.size() - before;
-  if (count <= WordCache::MOST_IDS) work.cache.remember(key, ids.data() + before, count);
+  if (count <= WordCache::MOST_IDS) cache.remember(key, ids.data() + before, count);
 }
 
 // The whole text is one piece. It is cut all the same where no merge could join what is left and right of the cut, which
 // for SentencePiece's vocabularies is in front of nearly every word.
-void Encoder::encode_uncut(const Byte* begin, const Byte* end, Work& work, IdBuffer& ids) const {
+void Encoder::encode_uncut(const Byte* begin, const Byte* end, WordCache& cache, IdBuffer& ids) const {
   if (options_.ignore_merges) {
     if (const Id id = vocabulary_.find(as_text(begin, end)); id >= 0) return ids.push_back(id);
   }
@@ -122,15 +114,15 @@ void Encoder::encode_uncut(const Byte* begin, const Byte* end, Work& work, IdBuf
   for (const Byte* p = begin + last.length; p < end; p += last.length) {
     const Character next = letter(p);
     if (!vocabulary_.may_join(last.code, next.code)) {
-      encode_piece(begin, p, end, work, ids);
+      encode_piece(begin, p, end, cache, ids);
       begin = p;
     }
     last = next;
   }
-  encode_piece(begin, end, end, work, ids);
+  encode_piece(begin, end, end, cache, ids);
 }
 
-void Encoder::merge_piece(const Byte* begin, const Byte* end, Work& work, IdBuffer& ids) const {
+void Encoder::merge_piece(const Byte* begin, const Byte* end, IdBuffer& ids) const {
   // Short pieces are remembered, so that merging them once costs less than looking for each that is new.
   if (options_.ignore_merges || end - begin > ptrdiff_t{WordCache::MOST_BYTES}) {
     const Id token = vocabulary_.find(as_text(begin, end));
@@ -138,7 +130,7 @@ void Encoder::merge_piece(const Byte* begin, const Byte* end, Work& work, IdBuff
   }
   const size_t from = ids.size();
   append_symbols(begin, end, ids);
-  work.merger.merge(ids, from);
+  merge(vocabulary_, ids, from);
 }
 
 void Encoder::append_symbols(const Byte* begin, const Byte* end, IdBuffer& ids) const {
@@ -187,7 +179,7 @@ bool Encoder::is_whole(Id id) const {
   IdBuffer ids;
   const auto* bytes = reinterpret_cast<const Byte*>(token.data());
   append_symbols(bytes, bytes + token.size(), ids);
-  Merger(vocabulary_).merge(ids, 0);
+  merge(vocabulary_, ids, 0);
   return ids.size() == 1;
 }
 

@@ -11,6 +11,7 @@
 #include "pretokenizer.h"
 #include "specials.h"
 #include "vocabulary.h"
+#include "word_cache.h"
 
 namespace minigpt::tokenizer {
 
@@ -36,7 +37,6 @@ struct Options {
 class Encoder {
  public:
   Encoder(Vocabulary vocabulary, std::vector<std::pair<std::string, Id>> specials, Options options);
-  ~Encoder();
 
   const Specials& specials() const { return specials_; }
 
@@ -47,13 +47,12 @@ class Encoder {
   std::string decode(std::span<const int64_t> ids) const;
 
  private:
-  struct Work;  // what one thread needs while it encodes: caches and buffers
   class Lease;
 
-  void encode_stretch(std::string_view stretch, bool first, Work& work, IdBuffer& ids) const;
-  void encode_piece(const Byte* begin, const Byte* end, const Byte* text_end, Work& work, IdBuffer& ids) const;
-  void encode_uncut(const Byte* begin, const Byte* end, Work& work, IdBuffer& ids) const;
-  void merge_piece(const Byte* begin, const Byte* end, Work& work, IdBuffer& ids) const;
+  void encode_stretch(std::string_view stretch, bool first, WordCache& cache, IdBuffer& ids) const;
+  void encode_piece(const Byte* begin, const Byte* end, const Byte* text_end, WordCache& cache, IdBuffer& ids) const;
+  void encode_uncut(const Byte* begin, const Byte* end, WordCache& cache, IdBuffer& ids) const;
+  void merge_piece(const Byte* begin, const Byte* end, IdBuffer& ids) const;
   void append_symbols(const Byte* begin, const Byte* end, IdBuffer& ids) const;
   std::string with_metaspace(std::string_view stretch, bool first) const;
   std::string decoded(Id id) const;
@@ -65,7 +64,7 @@ class Encoder {
   std::vector<std::string> decoded_;  // by id; empty: no such id
   std::vector<bool> whole_;           // by id: a piece of its bytes is this token, by is_whole
   mutable std::mutex mutex_;
-  mutable std::vector<std::unique_ptr<Work>> idle_;
+  mutable std::vector<std::unique_ptr<WordCache>> idle_;  // one for each call that was under way at once
 };
 
 }  // namespace minigpt::tokenizer

@@ -220,10 +220,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   std::string text;
   for (unsigned i = 0; i < repeats; ++i) text += input.bytes;
   try {
-    check_encoder(Vocabulary(parts.tokens, parts.merges, alphabet), parts, options, text.substr(0, 3000));
+    check_encoder(Vocabulary(parts.tokens, parts.merges, alphabet), parts, options, text.substr(0, 1000));
   } catch (const std::invalid_argument&) {
     require(hostile, "a good vocabulary is taken");
   }
-  if (kind & 32) check_trainer(text.substr(0, 3000), options.pattern, input.byte() % 64);
+  if (kind & 32) check_trainer(text.substr(0, 1000), options.pattern, input.byte() % 64);
   return 0;
 }

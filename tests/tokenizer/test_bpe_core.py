@@ -156,7 +156,7 @@ def test_ignore_merges_takes_a_piece_that_is_a_token():
 
 @pytest.mark.parametrize("unit", ["^", "a", " ", "\n", "ab", "a ", " \n", "'s", "\u6f22", "\u017f'", "\t ^"])
 def test_long_runs_take_linear_time(unit, trained):
-    """A million characters of one unit. Twice ten times the work of a tenth, so that a quadratic step shows."""
+    """A million characters of one unit, beside a tenth of that, so that a quadratic step shows: a hundred times."""
     from time import perf_counter
 
     ours = _C.Bpe(*trained["llama3"], "llama3")
@@ -164,11 +164,11 @@ def test_long_runs_take_linear_time(unit, trained):
     for size in (100_000, 1_000_000):
         text = (unit * size)[:size]
         best = 9e9
-        for _ in range(2):
+        for _ in range(3):
             began = perf_counter()
             ids = ours.encode(text)
             best = min(best, perf_counter() - began)
         seconds[size] = best
         assert ours.decode(ids) == text.encode()
     assert seconds[1_000_000] < 3, "under a second where nothing else runs"
-    assert seconds[1_000_000] < 40 * seconds[100_000] + 0.05
+    assert seconds[1_000_000] < 50 * seconds[100_000] + 0.1
