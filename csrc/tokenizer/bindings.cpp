@@ -17,7 +17,7 @@ namespace {
 using namespace tokenizer;
 
 // The UTF-8 of a str, which lives as long as it. Throws ValueError for a lone surrogate, which has none.
-std::string_view utf8(const py::str& text) {
+std::string_view utf8(const py::str& text, const std::string& name = "text") {
   Py_ssize_t size;
   if (const char* data = PyUnicode_AsUTF8AndSize(text.ptr(), &size)) return {data, static_cast<size_t>(size)};
   if (!PyErr_ExceptionMatches(PyExc_UnicodeEncodeError)) throw py::error_already_set();
@@ -25,17 +25,17 @@ std::string_view utf8(const py::str& text) {
   for (Py_ssize_t i = 0;; ++i) {
     const Py_UCS4 code = PyUnicode_ReadChar(text.ptr(), i);
     if (code < 0xD800 || code >= 0xE000) continue;
-    char message[128];
-    std::snprintf(message, sizeof message, "text[%zd] is U+%04X, a lone surrogate, which UTF-8 has no bytes for",
-                  static_cast<size_t>(i), static_cast<unsigned>(code));
-    throw py::value_error(message);
+    char hex[8];
+    std::snprintf(hex, sizeof hex, "U+%04X", static_cast<unsigned>(code));
+    throw py::value_error(name + "[" + std::to_string(i) + "] is " + hex +
+                          ", a lone surrogate, which UTF-8 has no bytes for");
   }
 }
 
-Id checked_id(int64_t id, const char* where, size_t index) {
+template <typename Where>
+Id checked_id(int64_t id, Where where) {
   if (id == static_cast<Id>(id)) return static_cast<Id>(id);
-  throw py::value_error(std::string(where) + "[" + std::to_string(index) + "]: " + std::to_string(id) +
-                        " is no id; ids have 31 bits");
+  throw py::value_error(where() + std::to_string(id) + " is no id; ids have 31 bits");
 }
 
 std::unique_ptr<Encoder> make_encoder(const std::vector<std::optional<py::bytes>>& tokens,
@@ -48,31 +48,40 @@ std::unique_ptr<Encoder> make_encoder(const std::vector<std::optional<py::bytes>
   }
   std::vector<std::pair<Id, Id>> pairs;
   for (const auto& [left, right] : merges) {
-    pairs.emplace_back(checked_id(left, "merges", pairs.size()), checked_id(right, "merges", pairs.size()));
+    const auto where = [&] { return "merges[" + std::to_string(pairs.size()) + "]: "; };
+    pairs.emplace_back(checked_id(left, where), checked_id(right, where));
   }
   std::vector<std::pair<std::string, Id>> names;
-  for (const auto& [name, id] : specials) names.emplace_back(name, checked_id(id, "specials", names.size()));
+  for (const auto& [name, id] : specials) {
+    names.emplace_back(name, checked_id(id, [&] { return "specials: " + quote(name) + ": "; }));
+  }
   const Options options{pattern_named(pattern), ignore_merges, metaspace_named(metaspace)};
   const Alphabet letters = alphabet_named(alphabet);
   const py::gil_scoped_release released;
   return std::make_unique<Encoder>(Vocabulary(std::move(bytes), pairs, letters), std::move(names), options);
 }
 
-py::array_t<Id> as_array(std::vector<Id>&& ids) {
-  auto* kept = new std::vector<Id>(std::move(ids));
-  const py::capsule owner(kept, [](void* p) { delete static_cast<std::vector<Id>*>(p); });
+py::array_t<Id> as_array(IdBuffer&& ids) {
+  auto* kept = new IdBuffer(std::move(ids));
+  const py::capsule owner(kept, [](void* p) { delete static_cast<IdBuffer*>(p); });
   return py::array_t<Id>(kept->size(), kept->data(), owner);
 }
 
-py::array_t<Id> encode(const Encoder& encoder, const py::str& text,
-                       const std::variant<bool, std::vector<std::string>>& allowed) {
-  const auto* names = std::get_if<std::vector<std::string>>(&allowed);
-  const Specials& specials = encoder.specials();
-  const Specials::Allowed which = names                     ? specials.only(*names)
-                                  : std::get<bool>(allowed) ? specials.all()
-                                                            : specials.none();
+Specials::Allowed allowed_of(const Specials& specials, const py::object& allowed) {
+  if (py::isinstance<py::bool_>(allowed)) return allowed.cast<bool>() ? specials.all() : specials.none();
+  if (py::isinstance<py::str>(allowed) || !py::isinstance<py::iterable>(allowed)) {
+    throw py::type_error("allowed must be a bool or names of special tokens, got " +
+                         py::repr(allowed).cast<std::string>());
+  }
+  std::vector<std::string> names;
+  for (const py::handle& name : allowed) names.push_back(name.cast<std::string>());
+  return specials.only(names);
+}
+
+py::array_t<Id> encode(const Encoder& encoder, const py::str& text, const py::object& allowed) {
+  const Specials::Allowed which = allowed_of(encoder.specials(), allowed);
   const std::string_view bytes = utf8(text);
-  std::vector<Id> ids;
+  IdBuffer ids;
   {
     const py::gil_scoped_release released;
     ids = encoder.encode(bytes, which);
@@ -80,12 +89,18 @@ py::array_t<Id> encode(const Encoder& encoder, const py::str& text,
   return as_array(std::move(ids));
 }
 
-py::bytes decode(const Encoder& encoder, const py::array_t<int64_t, py::array::c_style>& ids) {
+py::bytes decode(const Encoder& encoder, const py::object& sequence) {
+  const auto ids = py::array::ensure(sequence);
+  if (!ids) throw py::type_error("ids must be a sequence of integers");
   if (ids.ndim() != 1) throw py::value_error("ids must have one dimension, got " + std::to_string(ids.ndim()));
+  if (ids.size() > 0 && ids.dtype().kind() != 'i' && ids.dtype().kind() != 'u') {
+    throw py::type_error("ids must be integers, got an array of " + py::str(ids.dtype()).cast<std::string>());
+  }
+  const py::array_t<int64_t, py::array::c_style | py::array::forcecast> numbers(ids);
   std::string text;
   {
     const py::gil_scoped_release released;
-    text = encoder.decode({ids.data(), static_cast<size_t>(ids.size())});
+    text = encoder.decode({numbers.data(), static_cast<size_t>(numbers.size())});
   }
   return py::bytes(text);
 }
@@ -100,7 +115,9 @@ py::tuple train_bpe(const std::variant<py::str, std::vector<py::str>>& texts, in
   if (const auto* text = std::get_if<py::str>(&texts)) {
     views.push_back(utf8(*text));
   } else {
-    for (const py::str& each : std::get<std::vector<py::str>>(texts)) views.push_back(utf8(each));
+    for (const py::str& each : std::get<std::vector<py::str>>(texts)) {
+      views.push_back(utf8(each, "texts[" + std::to_string(views.size()) + "]"));
+    }
   }
   const Pattern cut = pattern_named(pattern);
   Trained trained;

@@ -29,34 +29,27 @@ Alphabet alphabet_named(std::string_view name) {
   throw std::invalid_argument("alphabet must be bytes or characters+bytes, got " + quote(name));
 }
 
-struct Encoder::Work {
-  explicit Work(const Vocabulary& vocabulary) : merger(vocabulary) {}
-
-  WordCache cache;
-  Merger merger;
-};
-
-// Lends a Work for the time of one call: an idle one, whose cache is warm, or a new one.
+// Lends a cache for the time of one call: an idle one, which knows words, or a new one.
 class Encoder::Lease {
  public:
   explicit Lease(const Encoder& encoder) : encoder_(encoder) {
     const std::lock_guard lock(encoder_.mutex_);
     if (encoder_.idle_.empty()) {
-      work_ = std::make_unique<Work>(encoder_.vocabulary_);
+      cache_ = std::make_unique<WordCache>(encoder_.options_.cache_bits);
     } else {
-      work_ = std::move(encoder_.idle_.back());
+      cache_ = std::move(encoder_.idle_.back());
       encoder_.idle_.pop_back();
     }
   }
   ~Lease() {
     const std::lock_guard lock(encoder_.mutex_);
-    encoder_.idle_.push_back(std::move(work_));
+    encoder_.idle_.push_back(std::move(cache_));
   }
-  Work& operator*() { return *work_; }
+  WordCache& operator*() { return *cache_; }
 
  private:
   const Encoder& encoder_;
-  std::unique_ptr<Work> work_;
+  std::unique_ptr<WordCache> cache_;
 };
 
 Encoder::Encoder(Vocabulary vocabulary, std::vector<std::pair<std::string, Id>> specials, Options options)
@@ -65,55 +58,53 @@ Encoder::Encoder(Vocabulary vocabulary, std::vector<std::pair<std::string, Id>> 
   for (size_t id = 0; id < decoded_.size(); ++id) {
     if (vocabulary_.has(id)) decoded_[id] = decoded(id);
   }
+  whole_.resize(vocabulary_.size());
+  for (size_t id = 0; id < whole_.size(); ++id) {
+    whole_[id] = vocabulary_.has(id) && is_whole(id);
+  }
 }
 
-Encoder::~Encoder() = default;
-
-std::vector<Id> Encoder::encode(std::string_view text, const Specials::Allowed& allowed) const {
-  Lease work(*this);
-  std::vector<Id> ids;
+IdBuffer Encoder::encode(std::string_view text, const Specials::Allowed& allowed) const {
+  Lease cache(*this);
+  IdBuffer ids;
   for (size_t at = 0; at < text.size();) {
     const Specials::Match special = specials_.find(text, at, allowed);
-    if (special.begin > at) encode_stretch(text.substr(at, special.begin - at), at == 0, *work, ids);
+    if (special.begin > at) encode_stretch(text.substr(at, special.begin - at), at == 0, *cache, ids);
     if (special.id >= 0) ids.push_back(special.id);
     at = special.end;
   }
   return ids;
 }
 
-void Encoder::encode_stretch(std::string_view stretch, bool first, Work& work, std::vector<Id>& ids) const {
+void Encoder::encode_stretch(std::string_view stretch, bool first, WordCache& cache, IdBuffer& ids) const {
   std::string marked;
   if (options_.metaspace != Metaspace::none) stretch = marked = with_metaspace(stretch, first);
   const auto* begin = reinterpret_cast<const Byte*>(stretch.data());
   const Byte* end = begin + stretch.size();
-  if (options_.pattern == Pattern::none) return encode_uncut(begin, end, work, ids);
+  if (options_.pattern == Pattern::none) return encode_uncut(begin, end, cache, ids);
   for_each_piece(options_.pattern, begin, end, [&](const Byte* from, const Byte* to) {  //
-    encode_piece(from, to, end, work, ids);
+    encode_piece(from, to, end, cache, ids);
   });
 }
 
 // One piece of the pre-tokeniser's.
-void Encoder::encode_piece(const Byte* begin, const Byte* end, const Byte* text_end, Work& work,
-                           std::vector<Id>& ids) const {
+void Encoder::encode_piece(const Byte* begin, const Byte* end, const Byte* text_end, WordCache& cache,
+                           IdBuffer& ids) const {
   const size_t bytes = end - begin, before = ids.size();
-  if (bytes > WordCache::MOST_BYTES) return merge_piece(begin, end, work, ids);
+  if (bytes > WordCache::MOST_BYTES) return merge_piece(begin, end, ids);
   const WordCache::Key key = WordCache::key_of(begin, bytes, text_end);
-  WordCache::Entry& entry = work.cache.place(key);
-  if (entry.key == key) {
-    ids.insert(ids.end(), entry.ids, entry.ids + entry.count);
-    return;
+  if (const WordCache::Entry* known = cache.find(key)) {
+    std::memcpy(ids.room(WordCache::MOST_IDS), known->ids, sizeof known->ids);
+    return ids.grow(known->count);
   }
-  merge_piece(begin, end, work, ids);
+  merge_piece(begin, end, ids);
   const size_t count = ids.size() - before;
-  if (count > WordCache::MOST_IDS) return;
-  entry.key = key;
-  entry.count = count;
-  std::copy(ids.begin() + before, ids.end(), entry.ids);
+  if (count <= WordCache::MOST_IDS) cache.remember(key, ids.data() + before, count);
 }
 
 // The whole text is one piece. It is cut all the same where no merge could join what is left and right of the cut, which
 // for SentencePiece's vocabularies is in front of nearly every word.
-void Encoder::encode_uncut(const Byte* begin, const Byte* end, Work& work, std::vector<Id>& ids) const {
+void Encoder::encode_uncut(const Byte* begin, const Byte* end, WordCache& cache, IdBuffer& ids) const {
   if (options_.ignore_merges) {
     if (const Id id = vocabulary_.find(as_text(begin, end)); id >= 0) return ids.push_back(id);
   }
@@ -123,26 +114,30 @@ void Encoder::encode_uncut(const Byte* begin, const Byte* end, Work& work, std::
   for (const Byte* p = begin + last.length; p < end; p += last.length) {
     const Character next = letter(p);
     if (!vocabulary_.may_join(last.code, next.code)) {
-      encode_piece(begin, p, end, work, ids);
+      encode_piece(begin, p, end, cache, ids);
       begin = p;
     }
     last = next;
   }
-  encode_piece(begin, end, end, work, ids);
+  encode_piece(begin, end, end, cache, ids);
 }
 
-void Encoder::merge_piece(const Byte* begin, const Byte* end, Work& work, std::vector<Id>& ids) const {
-  if (options_.ignore_merges && options_.pattern != Pattern::none) {
-    if (const Id id = vocabulary_.find(as_text(begin, end)); id >= 0) return ids.push_back(id);
+void Encoder::merge_piece(const Byte* begin, const Byte* end, IdBuffer& ids) const {
+  // Short pieces are remembered, so that merging them once costs less than looking for each that is new.
+  if (options_.ignore_merges || end - begin > ptrdiff_t{WordCache::MOST_BYTES}) {
+    const Id token = vocabulary_.find(as_text(begin, end));
+    if (token >= 0 && whole_[token]) return ids.push_back(token);
   }
   const size_t from = ids.size();
   append_symbols(begin, end, ids);
-  work.merger.merge(ids, from);
+  merge(vocabulary_, ids, from);
 }
 
-void Encoder::append_symbols(const Byte* begin, const Byte* end, std::vector<Id>& ids) const {
+void Encoder::append_symbols(const Byte* begin, const Byte* end, IdBuffer& ids) const {
   const auto append_bytes = [&](const Byte* from, const Byte* to) {
-    for (; from < to; ++from) ids.push_back(vocabulary_.byte_id(*from));
+    Id* room = ids.room(to - from);
+    for (const Byte* p = from; p < to; ++p) *room++ = vocabulary_.byte_id(*p);
+    ids.grow(to - from);
   };
   if (vocabulary_.alphabet() == Alphabet::bytes) return append_bytes(begin, end);
   while (begin < end) {
@@ -173,6 +168,19 @@ std::string Encoder::with_metaspace(std::string_view stretch, bool first) const 
     at = space + 1;
   }
   return marked;
+}
+
+// Whether a piece of the token's bytes is looked up and is the token. With ignore_merges each is, where the pattern cuts
+// pieces at all; else merges decide, and only what is too long for the cache is looked up.
+bool Encoder::is_whole(Id id) const {
+  if (options_.ignore_merges) return options_.pattern != Pattern::none;
+  const std::string& token = vocabulary_.token(id);
+  if (token.size() <= WordCache::MOST_BYTES) return false;
+  IdBuffer ids;
+  const auto* bytes = reinterpret_cast<const Byte*>(token.data());
+  append_symbols(bytes, bytes + token.size(), ids);
+  merge(vocabulary_, ids, 0);
+  return ids.size() == 1;
 }
 
 // What a token stands for in the text.

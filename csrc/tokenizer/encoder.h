@@ -11,6 +11,7 @@
 #include "pretokenizer.h"
 #include "specials.h"
 #include "vocabulary.h"
+#include "word_cache.h"
 
 namespace minigpt::tokenizer {
 
@@ -30,39 +31,40 @@ struct Options {
   Pattern pattern = Pattern::gpt2;
   bool ignore_merges = false;  // a piece that is a token is that token, whatever merges would make of it
   Metaspace metaspace = Metaspace::none;
+  int cache_bits = 15;  // 2^(bits + 6) bytes for the words that a thread remembers: two megabytes
 };
 
 class Encoder {
  public:
   Encoder(Vocabulary vocabulary, std::vector<std::pair<std::string, Id>> specials, Options options);
-  ~Encoder();
 
   const Specials& specials() const { return specials_; }
 
   // The ids of a text in UTF-8. May be called from several threads at once.
-  std::vector<Id> encode(std::string_view text, const Specials::Allowed& allowed) const;
+  IdBuffer encode(std::string_view text, const Specials::Allowed& allowed) const;
 
   // The bytes that the ids stand for. Throws std::invalid_argument for an id that stands for nothing.
   std::string decode(std::span<const int64_t> ids) const;
 
  private:
-  struct Work;  // what one thread needs while it encodes: caches and buffers
   class Lease;
 
-  void encode_stretch(std::string_view stretch, bool first, Work& work, std::vector<Id>& ids) const;
-  void encode_piece(const Byte* begin, const Byte* end, const Byte* text_end, Work& work, std::vector<Id>& ids) const;
-  void encode_uncut(const Byte* begin, const Byte* end, Work& work, std::vector<Id>& ids) const;
-  void merge_piece(const Byte* begin, const Byte* end, Work& work, std::vector<Id>& ids) const;
-  void append_symbols(const Byte* begin, const Byte* end, std::vector<Id>& ids) const;
+  void encode_stretch(std::string_view stretch, bool first, WordCache& cache, IdBuffer& ids) const;
+  void encode_piece(const Byte* begin, const Byte* end, const Byte* text_end, WordCache& cache, IdBuffer& ids) const;
+  void encode_uncut(const Byte* begin, const Byte* end, WordCache& cache, IdBuffer& ids) const;
+  void merge_piece(const Byte* begin, const Byte* end, IdBuffer& ids) const;
+  void append_symbols(const Byte* begin, const Byte* end, IdBuffer& ids) const;
   std::string with_metaspace(std::string_view stretch, bool first) const;
   std::string decoded(Id id) const;
+  bool is_whole(Id id) const;
 
   Vocabulary vocabulary_;
   Specials specials_;
   Options options_;
   std::vector<std::string> decoded_;  // by id; empty: no such id
+  std::vector<bool> whole_;           // by id: a piece of its bytes is this token, by is_whole
   mutable std::mutex mutex_;
-  mutable std::vector<std::unique_ptr<Work>> idle_;
+  mutable std::vector<std::unique_ptr<WordCache>> idle_;  // one for each call that was under way at once
 };
 
 }  // namespace minigpt::tokenizer

@@ -9,6 +9,7 @@ namespace minigpt::tokenizer {
 
 Specials::Specials(std::vector<std::pair<std::string, Id>> names, const Vocabulary& vocabulary)
     : names_(std::move(names)) {
+  std::sort(names_.begin(), names_.end());
   std::unordered_map<std::string_view, Id> seen;
   for (size_t i = 0; i < names_.size(); ++i) {
     const auto& [name, id] = names_[i];
@@ -23,13 +24,10 @@ Specials::Specials(std::vector<std::pair<std::string, Id>> names, const Vocabula
       throw std::invalid_argument("specials: " + quote(name) + " has the id " + std::to_string(id) +
                                   ", which is the token " + quote(vocabulary.token(id)));
     }
-    by_first_byte_[static_cast<Byte>(name[0])].push_back(i);
+    begins_one_[static_cast<Byte>(name[0])] = true;
   }
-  for (size_t byte = 0; byte < 256; ++byte) {
-    auto& group = by_first_byte_[byte];
-    std::sort(group.begin(), group.end(),
-              [&](size_t a, size_t b) { return names_[a].first.size() > names_[b].first.size(); });
-    if (!group.empty()) first_bytes_ += static_cast<char>(byte);
+  for (int byte = 0; byte < 256; ++byte) {
+    if (begins_one_[byte]) first_bytes_ += static_cast<char>(byte);
   }
 }
 
@@ -46,17 +44,33 @@ Specials::Allowed Specials::only(const std::vector<std::string>& names) const {
 Specials::Match Specials::find(std::string_view text, size_t from, const Allowed& allowed) const {
   const auto next_candidate = [&](size_t at) {
     if (first_bytes_.size() == 1) return std::min(text.find(first_bytes_[0], at), text.size());  // as fast as memchr
-    while (at < text.size() && by_first_byte_[static_cast<Byte>(text[at])].empty()) ++at;
+    while (at < text.size() && !begins_one_[static_cast<Byte>(text[at])]) ++at;
     return at;
   };
   if (first_bytes_.empty()) from = text.size();
   for (size_t at = next_candidate(from); at < text.size(); at = next_candidate(at + 1)) {
-    for (size_t i : by_first_byte_[static_cast<Byte>(text[at])]) {
-      const auto& [name, id] = names_[i];
-      if (allowed[i] && text.substr(at, name.size()) == name) return {at, at + name.size(), id};
-    }
+    if (const Match match = longest_at(text, at, allowed); match.id >= 0) return match;
   }
   return {text.size(), text.size(), -1};
+}
+
+// names_[low ... high - 1] are those whose first `length` bytes are in the text at `at`; sorted, they lie together.
+Specials::Match Specials::longest_at(std::string_view text, size_t at, const Allowed& allowed) const {
+  Match longest{at, at, -1};
+  size_t low = 0, high = names_.size();
+  for (size_t length = 0; low < high; ++length) {
+    if (names_[low].first.size() == length) {
+      if (allowed[low]) longest = {at, at + length, names_[low].second};
+      ++low;
+    }
+    if (at + length == text.size()) break;
+    const auto first = names_.begin() + low, last = names_.begin() + high;
+    const auto below = [&](const auto& name) { return Byte(name.first[length]) < Byte(text[at + length]); };
+    const auto not_above = [&](const auto& name) { return Byte(name.first[length]) <= Byte(text[at + length]); };
+    low = std::partition_point(first, last, below) - names_.begin();
+    high = std::partition_point(first, last, not_above) - names_.begin();
+  }
+  return longest;
 }
 
 const std::string* Specials::name_of(Id id) const {

@@ -14,7 +14,7 @@ namespace minigpt::tokenizer {
 
 class Specials {
  public:
-  // Which of the special tokens count, in the order they were given in.
+  // Which of the special tokens count, by their place among the sorted names.
   using Allowed = std::vector<bool>;
 
   struct Match {
@@ -39,8 +39,10 @@ class Specials {
   const std::string* name_of(Id id) const;
 
  private:
-  std::vector<std::pair<std::string, Id>> names_;
-  std::array<std::vector<size_t>, 256> by_first_byte_;  // the longest first
+  Match longest_at(std::string_view text, size_t at, const Allowed& allowed) const;
+
+  std::vector<std::pair<std::string, Id>> names_;  // sorted
+  std::array<bool, 256> begins_one_{};             // by byte
   std::string first_bytes_;
   std::unordered_map<Id, size_t> by_id_;
 };

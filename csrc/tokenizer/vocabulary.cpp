@@ -1,5 +1,6 @@
 #include "vocabulary.h"
 
+#include <algorithm>
 #include <limits>
 #include <stdexcept>
 
@@ -19,7 +20,7 @@ Vocabulary::Vocabulary(std::vector<std::optional<std::string>> tokens, const std
 }
 
 void Vocabulary::index_tokens() {
-  by_bytes_.assign(slots_for(tokens_.size()), -1);
+  by_bytes_.assign(slots_for(tokens_.size()), {});
   const size_t mask = by_bytes_.size() - 1;
   for (size_t id = 0; id < tokens_.size(); ++id) {
     if (!tokens_[id]) continue;
@@ -29,21 +30,23 @@ void Vocabulary::index_tokens() {
       throw std::invalid_argument("tokens[" + std::to_string(id) + "] = " + quote(token) +
                                   " is not UTF-8, which the alphabet characters+bytes asks for");
     }
-    size_t slot = hash_bytes(token) & mask;
-    for (; by_bytes_[slot] >= 0; slot = (slot + 1) & mask) {
-      if (*tokens_[by_bytes_[slot]] == token) {
-        throw std::invalid_argument("tokens[" + std::to_string(by_bytes_[slot]) + "] and tokens[" + std::to_string(id) +
-                                    "] are the same: " + quote(token));
-      }
+    if (const Id other = find(token); other >= 0) {
+      throw std::invalid_argument("tokens[" + std::to_string(other) + "] and tokens[" + std::to_string(id) +
+                                  "] are the same: " + quote(token));
     }
-    by_bytes_[slot] = static_cast<Id>(id);
+    const uint64_t hash = hash_bytes(token);
+    size_t slot = hash & mask;
+    while (by_bytes_[slot].id >= 0) slot = (slot + 1) & mask;
+    by_bytes_[slot] = {static_cast<uint32_t>(hash >> 32), static_cast<Id>(id)};
   }
 }
 
 Id Vocabulary::find(std::string_view bytes) const {
   const size_t mask = by_bytes_.size() - 1;
-  for (size_t slot = hash_bytes(bytes) & mask; by_bytes_[slot] >= 0; slot = (slot + 1) & mask) {
-    if (*tokens_[by_bytes_[slot]] == bytes) return by_bytes_[slot];
+  const uint64_t hash = hash_bytes(bytes);
+  for (size_t slot = hash & mask; by_bytes_[slot].id >= 0; slot = (slot + 1) & mask) {
+    const auto [upper, id] = by_bytes_[slot];
+    if (upper == hash >> 32 && *tokens_[id] == bytes) return id;
   }
   return -1;
 }
@@ -63,6 +66,8 @@ void Vocabulary::index_merges(const std::vector<std::pair<Id, Id>>& merges) {
   if (merges.size() >= Merge::NEVER) throw std::invalid_argument("merges: too many, ranks have 32 bits");
   merges_.assign(slots_for(merges.size()), {});
   merge_mask_ = merges_.size() - 1;
+  perhaps_.assign(std::max<size_t>(merges_.size() / 16, 2), 0);
+  perhaps_shift_ = 64 - std::countr_zero(perhaps_.size());
   joins_.assign(slots_for(merges.size()), EMPTY);
   for (uint32_t rank = 0; rank < merges.size(); ++rank) {
     const auto [left, right] = merges[rank];
@@ -77,8 +82,8 @@ void Vocabulary::index_merges(const std::vector<std::pair<Id, Id>>& merges) {
     if (merged < 0) {
       throw std::invalid_argument(name + ": " + quote(token(left)) + " + " + quote(token(right)) + " is no token");
     }
-    const uint64_t pair = key(left, right);
-    size_t slot = mix(pair, 0) & merge_mask_;
+    const uint64_t pair = key(left, right), hash = mix(pair, 0);
+    size_t slot = hash & merge_mask_;
     for (; merges_[slot].pair != EMPTY; slot = (slot + 1) & merge_mask_) {
       if (merges_[slot].pair == pair) {
         throw std::invalid_argument(name + ": " + quote(token(left)) + " + " + quote(token(right)) +
@@ -86,6 +91,7 @@ void Vocabulary::index_merges(const std::vector<std::pair<Id, Id>>& merges) {
       }
     }
     merges_[slot] = {pair, {rank, merged}};
+    perhaps_[hash >> perhaps_shift_] |= uint64_t{1} << (hash >> 32 & 63);
     note_join(left, right, merged);
   }
 }

@@ -11,11 +11,10 @@
 #include <vector>
 
 #include "hash.h"
+#include "id_buffer.h"
 #include "unicode.h"
 
 namespace minigpt::tokenizer {
-
-using Id = int32_t;
 
 // What a piece begins as, before merges.
 enum class Alphabet {
@@ -43,8 +42,9 @@ class Vocabulary {
 
   // How left and right merge; rank NEVER where they do not.
   Merge merge(Id left, Id right) const {
-    const uint64_t pair = key(left, right);
-    for (size_t slot = mix(pair, 0) & merge_mask_;; slot = (slot + 1) & merge_mask_) {
+    const uint64_t pair = key(left, right), hash = mix(pair, 0);
+    if (!(perhaps_[hash >> perhaps_shift_] >> (hash >> 32 & 63) & 1)) return {};
+    for (size_t slot = hash & merge_mask_;; slot = (slot + 1) & merge_mask_) {
       const MergeSlot& s = merges_[slot];
       if (s.pair == pair) return s.merge;
       if (s.pair == EMPTY) return {};
@@ -69,6 +69,11 @@ class Vocabulary {
     Merge merge;
   };
 
+  struct TokenSlot {
+    uint32_t hash = 0;  // its upper half, so that another token seldom needs to be looked at
+    Id id = -1;
+  };
+
   static uint64_t key(uint32_t left, uint32_t right) { return static_cast<uint64_t>(left) << 32 | right; }
 
   void index_tokens();
@@ -81,9 +86,11 @@ class Vocabulary {
   std::vector<std::optional<std::string>> tokens_;
   Alphabet alphabet_;
   std::array<Id, 256> byte_ids_;
-  std::vector<Id> by_bytes_;  // open addressing; -1 is empty
+  std::vector<TokenSlot> by_bytes_;
   std::vector<MergeSlot> merges_;
   size_t merge_mask_ = 0;
+  std::vector<uint64_t> perhaps_;  // a bit for each hash; 0: no such merge. Small enough for the nearest cache
+  int perhaps_shift_ = 0;
   std::vector<uint64_t> joins_;  // open addressing; what may_join answers from
   bool joins_anything_ = false;
 };

@@ -1,6 +1,7 @@
 // What short pieces encode to, remembered: most of a text are words that came before.
 #pragma once
 
+#include <algorithm>
 #include <cstring>
 #include <vector>
 
@@ -21,11 +22,12 @@ class WordCache {
 
   struct Entry {
     Key key{0, 0};  // of no piece: pieces are not empty
-    Id ids[MOST_IDS];
-    uint32_t count;
+    Id ids[MOST_IDS]{};
+    uint32_t count = 0;
   };
 
-  WordCache() : entries_(ENTRIES) {}
+  // 2^bits places for two pieces each, 64 bytes a place.
+  explicit WordCache(int bits) : shift_(64 - bits), lines_(size_t{1} << bits) {}
 
   // bytes in [1, MOST_BYTES]. Reads 16 bytes at once where the text goes on for so long.
   static Key key_of(const Byte* piece, size_t bytes, const Byte* text_end) {
@@ -43,14 +45,28 @@ class WordCache {
     return key;
   }
 
-  // The only place where the piece may be: a newer one takes an older one's.
-  Entry& place(const Key& key) { return entries_[mix(key.low, key.high) >> (64 - BITS)]; }
+  const Entry* find(const Key& key) const {
+    const Line& line = lines_[line_of(key)];
+    return line.newer.key == key ? &line.newer : line.older.key == key ? &line.older : nullptr;
+  }
+
+  void remember(const Key& key, const Id* ids, size_t count) {
+    Line& line = lines_[line_of(key)];
+    line.older = line.newer;
+    line.newer.key = key;
+    line.newer.count = static_cast<uint32_t>(count);
+    std::copy(ids, ids + count, line.newer.ids);
+  }
 
  private:
-  static constexpr int BITS = 16;
-  static constexpr size_t ENTRIES = size_t{1} << BITS;  // 2 MiB
+  struct alignas(64) Line {  // two places in a cache line; what comes in drives out the older of them
+    Entry newer, older;
+  };
 
-  std::vector<Entry> entries_;
+  size_t line_of(const Key& key) const { return mix(key.low, key.high) >> shift_; }
+
+  int shift_;
+  std::vector<Line> lines_;
 };
 
 }  // namespace minigpt::tokenizer
