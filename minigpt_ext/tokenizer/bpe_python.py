@@ -134,6 +134,10 @@ class ReadableBPE:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; where their bytes are no UTF-8 stands U+FFFD."""
+        ids = list(ids)
+        for id in ids:
+            if not 0 <= id < len(self.tokens):
+                raise ValueError(f"ids: got {id}, allowed are 0 to {len(self.tokens) - 1}")
         return b"".join(self.tokens[id] for id in ids).decode("utf-8", errors="replace")
 
 

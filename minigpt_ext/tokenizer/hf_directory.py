@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -51,7 +52,7 @@ def read_vocab_directory(directory: Path) -> BPESpec:
     decoder = config.get("added_tokens_decoder")
     for key in decoder.object() if decoder.value is not None else ():
         entry = decoder[key]
-        if not key.isdecimal():
+        if not re.fullmatch("[0-9]{1,9}", key):
             raise entry.error("expected an id as key")
         flags = {flag: entry.get(flag).flag() for flag in ("single_word", "lstrip", "rstrip", "normalized", "special")}
         added[int(key)] = AddedToken(entry["content"].text(), int(key), **flags)

@@ -101,6 +101,9 @@ def test_unknown_specials_and_patterns():
     bpe = ReadableBPE([], special_tokens=["<s>"])
     with pytest.raises(ValueError, match="<nope>.* no special tokens"):
         bpe.encode("x", special={"<s>", "<nope>"})
+    for wrong in (-1, 257):
+        with pytest.raises(ValueError, match=f"ids: got {wrong}, allowed are 0 to 256"):
+            bpe.decode([wrong])
     with pytest.raises(ValueError, match="pattern: expected one of gpt2, cl100k"):
         ReadableBPE.train("x", 300, pattern="gpt5")
     assert bpe.encode("<s>", special={"<s>"}) == [256] and bpe.encode("<s>", special=()) == [60, 115, 62]
