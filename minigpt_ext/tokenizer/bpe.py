@@ -54,11 +54,12 @@ class BPETokenizer(Tokenizer):
         self._words = {token.content for token in spec.added if not token.special}  # added, and always taken as such
         self._core_cuts = self._core_can_cut()
         metaspace = spec.metaspace if self._core_cuts and spec.metaspace != "never" else "replace"
+        texts = {token.id: self._decoded(token) for token in spec.added}
         self._core = _C.Bpe(
-            list(spec.tokens),
+            [None if id in texts and texts[id].encode() != token else token for id, token in enumerate(spec.tokens)],
             list(spec.merges),
             spec.pattern,
-            specials={token.content: token.id for token in spec.added},
+            specials={text: id for id, text in texts.items()},
             ignore_merges=spec.ignore_merges,
             alphabet=spec.alphabet,
             metaspace="none" if spec.metaspace == "none" else metaspace,
@@ -231,6 +232,10 @@ class BPETokenizer(Tokenizer):
         if self.spec.metaspace in ("prepend", "replace"):
             text = text.replace(" ", SPACE_MARK)
         return unicodedata.normalize("NFC", text) if self.spec.nfc else text
+
+    def _decoded(self, token: AddedToken) -> str:
+        """What an added token stands for: where it is looked for in normalized text, what it is there."""
+        return self._normalized(token.content).replace(SPACE_MARK, " ") if token.normalized else token.content
 
     def _with_prefix(self, text: str, at_start: bool) -> str:
         if self.spec.add_prefix_space and not text.startswith(" "):
