@@ -2,6 +2,7 @@
 
 import report
 import torch
+from bench_attention import alibi_slopes
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -19,6 +20,7 @@ def make_case(
     H_kv: int = 12,
     D: int = 64,
     scattered: bool = False,
+    alibi: bool = False,
     goal: float | None = None,
 ) -> report.Case:
     """One new query a sequence over S tokens; scattered: the blocks lie in the pool in random order."""
@@ -33,19 +35,29 @@ def make_case(
         seq_lens = torch.full((B,), S, dtype=torch.int32, **place)
         # torch's own copy of the cache, in the layout that suits it: (B, H_kv, S, D)
         theirs = [cache[block_table.long()].view(B, S, H_kv, D).transpose(1, 2).contiguous() for cache in caches]
-        return [q, *caches, block_table, seq_lens, *theirs]
+        if not alibi:
+            return [q, *caches, block_table, seq_lens, *theirs]
+        slopes = alibi_slopes(H, options)
+        mask = (slopes[:, None, None] * torch.arange(1 - S, 1, device=options.device)).to(options.dtype)  # (H, 1, S)
+        return [q, *caches, block_table, seq_lens, *theirs, mask, slopes]
 
-    def torch_attention(q, k_cache, v_cache, block_table, seq_lens, k, v) -> Tensor:
-        return scaled_dot_product_attention(q.transpose(1, 2), k, v, enable_gqa=H != H_kv).transpose(1, 2)
+    def torch_attention(q, k_cache, v_cache, block_table, seq_lens, k, v, mask=None, slopes=None) -> Tensor:
+        out = scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=mask, enable_gqa=H != H_kv)
+        return out.transpose(1, 2)
 
+    def formula(q, k_cache, v_cache, block_table, seq_lens, k, v, mask=None, slopes=None) -> Tensor:
+        return decode_attention_reference(q, k_cache, v_cache, block_table, seq_lens, alibi_slopes=slopes)
+
+    def ours(q, k_cache, v_cache, block_table, seq_lens, k, v, mask=None, slopes=None) -> Tensor:
+        return ops.decode_attention(q, k_cache, v_cache, block_table, seq_lens, alibi_slopes=slopes)
+
+    kind = f"{' scattered blocks' if scattered else ''}{' alibi' if alibi else ''}"
     return report.Case(
-        shape=f"B{B} S{S} H{H}{f' H_kv{H_kv}' if H != H_kv else ''} D{D}{' scattered blocks' if scattered else ''}",
+        shape=f"B{B} S{S} H{H}{f' H_kv{H_kv}' if H != H_kv else ''} D{D}{kind}",
         inputs=inputs,
-        ours=lambda q, k_cache, v_cache, table, lens, k, v: ops.decode_attention(q, k_cache, v_cache, table, lens),
+        ours=ours,
         torch=torch_attention,
-        reference=lambda q, k_cache, v_cache, table, lens, k, v: decode_attention_reference(
-            q, k_cache, v_cache, table, lens
-        ),
+        reference=formula,
         bound="read",
         work=2 * B * S * H_kv * D * options.dtype.itemsize,  # k and v once; q and the result are nothing beside them
         goal=options.goal(goal) if goal else None,
@@ -58,11 +70,13 @@ def run(session: report.Session) -> None:
     options = session.options
     if options.quick:
         cases = [make_case(options, 1, 1024, goal=2.0), make_case(options, 1, 1024, scattered=True)]
+        cases.append(make_case(options, 1, 1024, alibi=True))
     else:
         cases = [make_case(options, 1, S, goal=2.0) for S in (1024, 2048, 4096, 8192)]
         cases += [
             make_case(options, 1, 4096, scattered=True),
             make_case(options, 1, 4096, H_kv=4),
+            make_case(options, 1, 4096, alibi=True),
             make_case(options, 8, 1024),
         ]
     session.compare("decode_attention", cases, note=f"one query a sequence; cache blocks of {CACHE_BLOCK} tokens")

@@ -9,7 +9,17 @@ import on_gpu_results as results
 from on_gpu_engine import Stage, Step
 from on_gpu_files import ROOT
 
-OPS = ("attention", "layer_norm", "gelu", "kv_append", "decode_attention")
+OPS = (
+    "attention",
+    "layer_norm",
+    "gelu",
+    "kv_append",
+    "decode_attention",
+    "rope",
+    "rms_norm",
+    "swiglu",
+    "relu_squared",
+)
 DTYPES = ("float32", "bfloat16")
 COMMAND_PACKAGES = ("numpy", "safetensors", "typer", "rich", "tqdm", "matplotlib")  # the `minigpt` command's
 CONFORMANCE = ROOT / "tests" / "emulator" / "record_conformance.py"

@@ -21,6 +21,10 @@ from minigpt_ext.ops.decode_attention import decode_attention_reference
 from minigpt_ext.ops.gelu import gelu_reference
 from minigpt_ext.ops.kv_append import kv_append_reference
 from minigpt_ext.ops.layer_norm import layer_norm_reference
+from minigpt_ext.ops.relu_squared import relu_squared_reference
+from minigpt_ext.ops.rms_norm import rms_norm_reference
+from minigpt_ext.ops.rope import rope_reference
+from minigpt_ext.ops.swiglu import swiglu_reference
 
 LIMITS = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}  # of the error, relative to the largest value
 Case = tuple[str, Callable[[], float]]  # its name, and what runs it and returns its worst error
@@ -38,6 +42,10 @@ class Maker:
     def unaligned(self, *shape: int) -> Tensor:
         """Contiguous, and one element behind the start of its memory."""
         return self.normal(1 + int(torch.tensor(shape).prod()))[1:].view(shape)
+
+    def slopes(self, H: int) -> Tensor:
+        """ALiBi's, in float32 as for every 16-bit and 32-bit dtype."""
+        return (2.0 ** (-8 * torch.rand(H))).to(self.device)
 
     def int32(self, values: Sequence) -> Tensor:
         return torch.tensor(values, dtype=torch.int32).to(self.device)
@@ -67,6 +75,67 @@ def layer_norm(make: Maker) -> Iterator[Case]:
                 )
 
 
+def relu_squared(make: Maker) -> Iterator[Case]:
+    for n in (0, 1, 31, 65, 1027, 4099):
+        yield (
+            f"{n}",
+            lambda n=n: forward_backward(lambda x: ops.relu_squared(x), relu_squared_reference, [make.unaligned(n)]),
+        )
+
+
+def swiglu(make: Maker) -> Iterator[Case]:
+    for rows, F in ((1, 1), (0, 8), (3, 33), (9, 64), (2, 1023), (5, 1025), (2, 2600)):
+        yield (
+            f"{rows}x(2x{F})",
+            lambda rows=rows, F=F: forward_backward(
+                lambda x: ops.swiglu(x), swiglu_reference, [make.unaligned(rows, 2 * F)]
+            ),
+        )
+
+
+def rms_norm(make: Maker) -> Iterator[Case]:
+    for rows, C in ((1, 1), (3, 33), (9, 64), (2, 1023), (5, 1025), (70, 130)):
+        for weight_dtype in dict.fromkeys((make.dtype, torch.float32)):
+            for packed in (False, True):
+
+                def run(
+                    rows: int = rows, C: int = C, dtype: torch.dtype = weight_dtype, packed: bool = packed
+                ) -> float:
+                    x = make.normal(1, rows, 3, 2, C)[:, :, 1] if packed else make.unaligned(rows, C)
+                    weight = make.normal(C, dtype=dtype)
+                    return forward_backward(lambda *t: ops.rms_norm(*t), rms_norm_reference, [x, weight])
+
+                yield f"{rows}x{C}, {name_of(weight_dtype)} weight{', packed' if packed else ''}", run
+
+
+def rope(make: Maker) -> Iterator[Case]:
+    for B, T, H, D, R in ((1, 1, 1, 2, 2), (2, 3, 3, 9, 8), (1, 5, 20, 64, 64), (2, 2, 2, 80, 20), (1, 2, 1, 256, 256)):
+        for packed in (False, True):
+
+            def run(shape: tuple = (B, T, H, D), R: int = R, packed: bool = packed) -> float:
+                B, T, H, D = shape
+                x = make.normal(B, T, 3, H, D)[:, :, 1] if packed else make.unaligned(*shape)
+                angles = torch.arange(T + 2)[:, None] * 0.7 ** torch.arange(R // 2)
+                cos, sin = angles.cos(), angles.sin()
+                rows = torch.randint(0, T + 2, (B, T), dtype=torch.int32)
+                place, positions = make.device, rows.to(make.device) if packed else None
+                return forward_backward(
+                    lambda x: ops.rope(x, cos.to(place), sin.to(place), positions=positions),
+                    lambda x: rope_reference(x, cos.double(), sin.double(), positions=rows if packed else None),
+                    [x],
+                )
+
+            yield f"B{B} T{T} H{H} D{D} R{R}{', packed' if packed else ''}", run
+    if make.device.type == "cuda":  # the CPU refuses such positions; a GPU's kernel writes zeros for them
+
+        def run_out_of_range() -> float:
+            cos = torch.ones(4, 8, device=make.device)
+            y = ops.rope(make.normal(1, 2, 3, 20), cos, cos, positions=make.int32([[-1, 1_000_000]]))
+            return error(y, torch.zeros(y.shape))
+
+        yield "positions out of range", run_out_of_range
+
+
 def attention(make: Maker) -> Iterator[Case]:
     for B, T, S, H, H_kv, D, options in (
         (1, 1, 1, 1, 1, 8, {}),
@@ -78,6 +147,10 @@ def attention(make: Maker) -> Iterator[Case]:
         (1, 40, 9, 1, 1, 16, {}),  # queries that stand before the first key
         (1, 9, 70, 3, 1, 33, {"causal": False}),
         (2, 66, 66, 2, 2, 64, {"dropout_p": 0.3, "seed": 3}),
+        (1, 35, 70, 6, 3, 32, {"alibi_slopes": make.slopes(6)}),
+        (1, 33, 66, 2, 1, 64, {"softcap": 1.5, "window": 40}),
+        (1, 17, 20, 3, 1, 100, {"alibi_slopes": make.slopes(3), "softcap": 1.5}),
+        (1, 17, 40, 3, 3, 256, {"alibi_slopes": make.slopes(3), "softcap": 1.5}),
         (1, 3, 0, 1, 1, 16, {}),
     ):
 
@@ -88,10 +161,20 @@ def attention(make: Maker) -> Iterator[Case]:
             else:
                 inputs = [make.normal(B, T, H, D), make.normal(B, S, H_kv, D), make.normal(B, S, H_kv, D)]
             return forward_backward(
-                lambda *t: ops.attention(*t, **options), lambda *t: attention_reference(*t, **options), inputs
+                lambda *t: ops.attention(*t, **options),
+                lambda *t: attention_reference(*t, **on_cpu(options)),
+                inputs,
             )
 
-        yield f"B{B} T{T} S{S} H{H}/{H_kv} D{D}{''.join(f' {key}={value}' for key, value in options.items())}", run
+        yield f"B{B} T{T} S{S} H{H}/{H_kv} D{D}{name_of_options(options)}", run
+
+
+def on_cpu(options: dict) -> dict:
+    return {name: value.cpu() if isinstance(value, Tensor) else value for name, value in options.items()}
+
+
+def name_of_options(options: dict) -> str:
+    return "".join(f" {name}" if isinstance(value, Tensor) else f" {name}={value}" for name, value in options.items())
 
 
 BATCHES = (  # tokens that each sequence has already, and how many are new
@@ -147,7 +230,9 @@ def kv_append(make: Maker) -> Iterator[Case]:
 
 def decode_attention(make: Maker) -> Iterator[Case]:
     for (before, new), D, options in (
-        (batch, D, options) for batch in BATCHES for D, options in ((64, {}), (40, {"window": 9}))
+        (batch, D, options)
+        for batch in BATCHES
+        for D, options in ((64, {}), (40, {"window": 9}), (64, {"alibi_slopes": make.slopes(4), "softcap": 1.5}))
     ):
 
         def run(before: tuple = before, new: tuple = new, D: int = D, options: dict = options) -> float:
@@ -155,12 +240,13 @@ def decode_attention(make: Maker) -> Iterator[Case]:
             arguments = paged(make, before, new, 2, D) | {"seq_lens": lens, "q": tokens(make, new, 4, D)}
             out = ops.decode_attention(**arguments, **options)
             wide = {name: t.cpu().double() if t.is_floating_point() else t.cpu() for name, t in arguments.items()}
-            return error(out, decode_attention_reference(**wide, **options))
+            return error(out, decode_attention_reference(**wide, **on_cpu(options)))
 
-        yield f"{list(before)} + {list(new)} tokens, D{D}{' window 9' if options else ''}", run
+        yield f"{list(before)} + {list(new)} tokens, D{D}{name_of_options(options)}", run
 
 
-CASES = {each.__name__: each for each in (attention, layer_norm, gelu, kv_append, decode_attention)}
+ROOMS = (attention, layer_norm, gelu, kv_append, decode_attention, rope, rms_norm, swiglu, relu_squared)
+CASES = {each.__name__: each for each in ROOMS}
 
 
 def forward_backward(ours: Callable, reference: Callable, inputs: Sequence[Tensor]) -> float:

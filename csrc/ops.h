@@ -7,14 +7,15 @@ namespace minigpt {
 
 template <class Library>
 void define_ops(Library& m) {
-  // q (B, T, H, D), k and v (B, S, H_kv, D) -> out (B, T, H, D), lse (B, H, T); window 0: none; seed: one int64
+  // q (B, T, H, D), k and v (B, S, H_kv, D) -> out (B, T, H, D), lse (B, H, T); window 0 and softcap 0: none;
+  // alibi_slopes (H,), in float whatever the others are (double for double); seed: one int64
   m.def(
-      "attention_forward(Tensor q, Tensor k, Tensor v, float scale, bool causal, int window, float dropout_p, "
-      "Tensor? seed) -> (Tensor, Tensor)");
+      "attention_forward(Tensor q, Tensor k, Tensor v, float scale, bool causal, int window, "
+      "Tensor? alibi_slopes, float softcap, float dropout_p, Tensor? seed) -> (Tensor, Tensor)");
   // -> dq, dk, dv
   m.def(
       "attention_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, float scale, bool causal, "
-      "int window, float dropout_p, Tensor? seed) -> (Tensor, Tensor, Tensor)");
+      "int window, Tensor? alibi_slopes, float softcap, float dropout_p, Tensor? seed) -> (Tensor, Tensor, Tensor)");
 
   // x (..., C), weight and bias (C,) -> y (..., C), mean (rows,), rstd (rows,)
   m.def("layer_norm_forward(Tensor x, Tensor weight, Tensor? bias, float eps) -> (Tensor, Tensor, Tensor)");
@@ -23,9 +24,27 @@ void define_ops(Library& m) {
       "layer_norm_backward(Tensor dy, Tensor x, Tensor weight, Tensor mean, Tensor rstd, bool has_bias) "
       "-> (Tensor, Tensor, Tensor)");
 
+  // x (..., C), weight (C,) -> y (..., C), rstd (rows,)
+  m.def("rms_norm_forward(Tensor x, Tensor weight, float eps) -> (Tensor, Tensor)");
+  // -> dx (..., C), dweight (C,)
+  m.def("rms_norm_backward(Tensor dy, Tensor x, Tensor weight, Tensor rstd) -> (Tensor, Tensor)");
+
   // x of any shape -> the same shape; tanh: the approximation, else erf
   m.def("gelu_forward(Tensor x, bool tanh) -> Tensor");
   m.def("gelu_backward(Tensor dy, Tensor x, bool tanh) -> Tensor");
+
+  // x of any shape -> the same shape
+  m.def("relu_squared_forward(Tensor x) -> Tensor");
+  m.def("relu_squared_backward(Tensor dy, Tensor x) -> Tensor");
+
+  // x (..., 2 F): gate and up side by side -> (..., F)
+  m.def("swiglu_forward(Tensor x) -> Tensor");
+  // dy (..., F) -> dx (..., 2 F)
+  m.def("swiglu_backward(Tensor dy, Tensor x) -> Tensor");
+
+  // x (B, T, H, D), cos and sin (n_positions, R/2), positions (B, T): of token t, without them t -> (B, T, H, D);
+  // inverse: rotates back, which is the backward
+  m.def("rope(Tensor x, Tensor cos, Tensor sin, Tensor? positions, bool inverse) -> Tensor");
 
   // caches (n_blocks, block_size, H_kv, D); k and v (B, T, H_kv, D), or (rows, H_kv, D) with query_start (B+1,);
   // block_table (B, max_blocks), seq_lens (B,): tokens before the new ones
@@ -36,7 +55,7 @@ void define_ops(Library& m) {
   // q (B, T, H, D), or (rows, H, D) with query_start -> the same shape; seq_lens (B,): tokens with the new ones
   m.def(
       "decode_attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor block_table, Tensor seq_lens, "
-      "Tensor? query_start, float scale, int window) -> Tensor");
+      "Tensor? query_start, float scale, int window, Tensor? alibi_slopes, float softcap) -> Tensor");
 }
 
 }  // namespace minigpt

@@ -18,7 +18,17 @@ from collections.abc import Iterator
 
 import torch
 
-OPS = ("attention", "layer_norm", "gelu", "kv_append", "decode_attention")
+OPS = (
+    "attention",
+    "layer_norm",
+    "gelu",
+    "kv_append",
+    "decode_attention",
+    "rope",
+    "rms_norm",
+    "swiglu",
+    "relu_squared",
+)
 BACKENDS = ("kernels", "torch", "emulated")
 CHECKS = ("none", "race")
 OLDEST_CAPABILITY = (8, 0)

@@ -3,12 +3,19 @@ Prints the level in use."""
 
 import torch
 from accuracy import DTYPES
-from attention_cases import Case
+from attention_cases import RULES, Case, rule_options
 from attention_cases import check as check_attention
 from ops.test_decode_attention import Batch
 from ops.test_gelu import check as check_gelu
 from ops.test_layer_norm import PAIRS, case
 from ops.test_layer_norm import check as check_layer_norm
+from ops.test_relu_squared import check as check_relu_squared
+from ops.test_rms_norm import case as case_rms_norm
+from ops.test_rms_norm import check as check_rms_norm
+from ops.test_rope import case as case_rope
+from ops.test_rope import check as check_rope
+from ops.test_swiglu import case as case_swiglu
+from ops.test_swiglu import check as check_swiglu
 from tensors import normal
 
 from minigpt_ext import _C
@@ -21,12 +28,20 @@ for dtype in DTYPES:
         inputs, g = each.inputs(dtype)
         check_attention(inputs, g, **each.options)
         check_attention(inputs, g, dropout_p=0.3, seed=4, **each.options)
+        for rule in RULES if each.causal else ("softcap",):
+            check_attention(inputs, g, **rule_options(rule, each.H, dtype), **each.options)
     for approximate in ("none", "tanh"):
         check_gelu(normal(1003, dtype=dtype, factor=4), normal(1003, dtype=dtype), approximate)
+    check_relu_squared(normal(1003, dtype=dtype), normal(1003, dtype=dtype))
+    check_swiglu(*case_swiglu(3, 501, dtype=dtype, factor=8))
+    for D, R in ((1, 0), (9, 8), (33, 14), (64, 64)):
+        check_rope(**case_rope((2, 5, 3, D), R, dtype, positions=True))
     for D in (3, 17, 64):
         Batch([300, 9], [1, 1], H=4, H_kv=2, D=D, dtype=dtype).check()
         Batch([70, 9], [3, 2], D=D, dtype=dtype).check(ragged=True, window=5)
+        Batch([300, 9], [1, 1], D=D, dtype=dtype).check(**rule_options("both", 2, dtype))
 for pair in PAIRS:
     for C in (1, 5, 33, 64):
         check_layer_norm(*case(18, C, pair=pair))
+        check_rms_norm(*case_rms_norm(18, C, pair=pair))
 print(_C.simd_level())

@@ -115,6 +115,10 @@ def differentiable_ops() -> dict:
         "attention": (lambda t: mg.ops.attention(t, t, t), q, "AttentionFunctionBackward"),
         "layer_norm": (lambda t: mg.ops.layer_norm(t, weight, weight), x, "LayerNormFunctionBackward"),
         "gelu": (mg.ops.gelu, x, "GeluFunctionBackward"),
+        "rope": (lambda t: mg.ops.rope(t, normal(5, 3), normal(5, 3)), q.clone(), "RopeFunctionBackward"),
+        "rms_norm": (lambda t: mg.ops.rms_norm(t, weight), x, "RmsNormFunctionBackward"),
+        "swiglu": (mg.ops.swiglu, x, "SwigluFunctionBackward"),
+        "relu_squared": (mg.ops.relu_squared, x, "ReluSquaredFunctionBackward"),
     }
 
 
@@ -127,7 +131,7 @@ def kernels_called(function) -> set[str]:
     }
 
 
-@pytest.mark.parametrize("op", ["attention", "layer_norm", "gelu"])
+@pytest.mark.parametrize("op", ["attention", "layer_norm", "gelu", "rope", "rms_norm", "swiglu", "relu_squared"])
 @pytest.mark.parametrize("forward, backward", [("kernels", "torch"), ("torch", "kernels")])
 def test_the_backward_uses_what_its_forward_used(op, forward, backward):
     function, given, node = differentiable_ops()[op]
@@ -137,7 +141,8 @@ def test_the_backward_uses_what_its_forward_used(op, forward, backward):
     assert (type(out.grad_fn).__name__ == node) == (forward == "kernels")
     with mg.backend(**{op: backward}):
         called = kernels_called(lambda: out.backward(torch.randn_like(out)))
-    assert called == ({f"{op}_backward"} if forward == "kernels" else set())
+    backward_op = "rope" if op == "rope" else f"{op}_backward"  # it rotates back by the same op
+    assert called == ({backward_op} if forward == "kernels" else set())
 
 
 # ---- both implementations agree -------------------------------------------------------------------------------------
@@ -154,8 +159,14 @@ def test_the_backward_uses_what_its_forward_used(op, forward, backward):
         ("gelu", {"approximate": "tanh"}),
         ("layer_norm", {}),
         ("layer_norm", {"eps": 0.1}),
+        ("rope", {"cos": normal(5, 3), "sin": normal(5, 3)}),
+        ("rope", {"cos": normal(9, 4), "sin": normal(9, 4), "positions": int32([[7, 1, 8, 0, 2]] * 2)}),
+        ("rms_norm", {}),
+        ("rms_norm", {"eps": 0.1}),
+        ("swiglu", {}),
+        ("relu_squared", {}),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_backends_agree(op, options, dtype, device):
@@ -163,9 +174,13 @@ def test_backends_agree(op, options, dtype, device):
     if op == "attention":
         inputs = {"q": normal(2, 9, 4, 8), "k": normal(2, 7, 2, 8), "v": normal(2, 7, 2, 8)}
         g = normal(2, 9, 4, 8)
+    elif op == "rope":
+        inputs, g = {"x": normal(2, 5, 3, 8)}, normal(2, 5, 3, 8)
+        options = {name: t.to(device) for name, t in options.items()}
     else:
-        inputs, g = {"x": normal(3, 5, 8)}, normal(3, 5, 8)
-        inputs |= {"weight": normal(8), "bias": normal(8)} if op == "layer_norm" else {}
+        inputs, g = {"x": normal(3, 5, 8)}, normal(3, 5, 4 if op == "swiglu" else 8)
+        inputs |= {"weight": normal(8)} if op.endswith("norm") else {}
+        inputs |= {"bias": normal(8)} if op == "layer_norm" else {}
     inputs, g = {name: t.to(device, dtype) for name, t in inputs.items()}, g.to(device, dtype)
     results = {}
     for name in ("kernels", "torch"):

@@ -1,5 +1,5 @@
 // Causal attention, forward and backward: what a kernel is handed. No torch in here.
-//   s_ij = scale * <q_i, k_j>     p_ij = exp(s_ij - lse_i) over the keys that query i sees     out_i = sum_j drop(p_ij) v_j
+//   s_ij = rule(scale <q_i, k_j>)     p_ij = exp(s_ij - lse_i) over the keys that query i sees     out_i = sum_j drop(p_ij) v_j
 // Query i stands at position i + S - T (queries are aligned to the end); causal: it sees keys up to its position; with a
 // window w, the last w of those. A query that sees nothing gives out = 0, lse = -inf and no gradient.
 #pragma once
@@ -7,6 +7,7 @@
 
 #include "../common/cuda_stream.h"
 #include "../common/dtype.h"
+#include "../common/score.h"
 
 namespace minigpt {
 
@@ -27,6 +28,7 @@ struct AttentionShape {
 struct AttentionForwardParams {
   AttentionShape shape;
   DType dtype;
+  ScoreRule rule;
   const void *q, *k, *v;  // (B, T, H, D), (B, S, H_kv, D), (B, S, H_kv, D)
   Strides q_strides, k_strides, v_strides;
   const int64_t* seed;  // one element, on the tensors' device; null without dropout
@@ -37,6 +39,7 @@ struct AttentionForwardParams {
 struct AttentionBackwardParams {
   AttentionShape shape;
   DType dtype;
+  ScoreRule rule;
   const void *dout, *q, *k, *v, *out;
   Strides dout_strides, q_strides, k_strides, v_strides;  // out is contiguous
   const void* lse;                                        // (B, H, T)

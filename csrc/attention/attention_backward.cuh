@@ -1,6 +1,6 @@
 // Attention backward in three kernels, without atomics: one thread adds up each output element, in a fixed order.
-//   p_ij = e^(scale <q_i, k_j> - lse_i)   z_ij = 0 where (i, j) was dropped, else 1 / (1 - dropout_p)
-//   delta_i = <dout_i, out_i>             ds_ij = p_ij (z_ij <dout_i, v_j> - delta_i)
+//   p_ij = e^(rule(scale <q_i, k_j>) - lse_i)   z_ij = 0 where (i, j) was dropped, else 1 / (1 - dropout_p)
+//   delta_i = <dout_i, out_i>             ds_ij = rule'_ij p_ij (z_ij <dout_i, v_j> - delta_i)
 //   dv_j = sum_i p_ij z_ij dout_i         dk_j = scale sum_i ds_ij q_i         dq_i = scale sum_j ds_ij k_j
 // Scores are computed again from q, k and lse, and both products over D twice: once where keys are owned and once where
 // queries are. That is the price of not adding up dq across blocks.
@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(kDeltaThreads)
 }
 
 // dq. A block owns R queries of one head and goes over the keys they can see, R at a time.
-template <class T, int kD>
+template <class T, int kD, bool kRule>
 __global__ void __launch_bounds__(BackwardTiling<T, kD>::threads, 2)
     attention_backward_dq_kernel(const __grid_constant__ AttentionBackwardParams p) {
   using L = BackwardTiling<T, kD>;
@@ -53,7 +53,8 @@ __global__ void __launch_bounds__(BackwardTiling<T, kD>::threads, 2)
   const T* const dout = static_cast<const T*>(p.dout) + b * p.dout_strides.batch + h * p.dout_strides.head;
   const T* const k = static_cast<const T*>(p.k) + b * p.k_strides.batch + h_kv * p.k_strides.head;
   const T* const v = static_cast<const T*>(p.v) + b * p.v_strides.batch + h_kv * p.v_strides.head;
-  const A scale = A(s.scale * kLog2e), kept_scale = A(s.dropout_scale);
+  const ScoreOf<A, kRule> score_of(p.rule, s.scale, h);
+  const A kept_scale = A(s.dropout_scale);
   const uint64_t seed = s.dropout_threshold ? static_cast<uint64_t>(*p.seed) : 0;
 
   load_tile<L>(q_tile, q + i0 * p.q_strides.token, p.q_strides.token, s.T - i0, s.D);
@@ -77,14 +78,16 @@ __global__ void __launch_bounds__(BackwardTiling<T, kD>::threads, 2)
     multiply_rows<L>(score, q_tile, k_tile, s.D);
     multiply_rows<L>(dp, dout_tile, v_tile, s.D);
     const Mask sees = mask_of(s, i0, j0, L::R);
+    const A distance = A(i0 + s.S - s.T - j0 + y * L::M - x);  // of this thread's first query to its first key
 #pragma unroll
     for (int i = 0; i < L::M; ++i) {
       const int row = y * L::M + i;
       const unsigned kept = s.dropout_threshold ? kept_keys<L>(s, seed, bh, i0 + row, j0) : ~0u;
 #pragma unroll
       for (int j = 0; j < L::M; ++j) {
-        const A prob = sees(row, x + L::X * j) ? std::exp2(score[i][j] * scale - lse[i]) : A(0);
-        score[i][j] = prob * ((kept >> j & 1 ? dp[i][j] * kept_scale : A(0)) - delta[i]);
+        const Score<A> scored = score_of(score[i][j], distance + A(i - L::X * j));
+        const A prob = sees(row, x + L::X * j) ? std::exp2(scored.value - lse[i]) : A(0);
+        score[i][j] = prob * ((kept >> j & 1 ? dp[i][j] * kept_scale : A(0)) - delta[i]) * scored.gain;
       }
     }
     share_scores<L>(ds_tile, score);
@@ -96,7 +99,7 @@ __global__ void __launch_bounds__(BackwardTiling<T, kD>::threads, 2)
 
 // dk, dv. A block owns R keys of one key/value head, and goes over the query heads that read it and, for each, over the
 // queries that can see those keys, R at a time. Keys are the rows of its scores, queries the columns.
-template <class T, int kD>
+template <class T, int kD, bool kRule>
 __global__ void __launch_bounds__(BackwardTiling<T, kD>::threads, 2)
     attention_backward_dk_dv_kernel(const __grid_constant__ AttentionBackwardParams p) {
   using L = BackwardTiling<T, kD>;
@@ -112,7 +115,7 @@ __global__ void __launch_bounds__(BackwardTiling<T, kD>::threads, 2)
   const int64_t j0 = blockIdx.x % tiles * L::R;  // causal: the first keys are seen by most, so they go first
   const T* const k = static_cast<const T*>(p.k) + b * p.k_strides.batch + h_kv * p.k_strides.head;
   const T* const v = static_cast<const T*>(p.v) + b * p.v_strides.batch + h_kv * p.v_strides.head;
-  const A scale = A(s.scale * kLog2e), kept_scale = A(s.dropout_scale);
+  const A kept_scale = A(s.dropout_scale);
   const uint64_t seed = s.dropout_threshold ? static_cast<uint64_t>(*p.seed) : 0;
 
   load_tile<L>(k_tile, k + j0 * p.k_strides.token, p.k_strides.token, s.S - j0, s.D);
@@ -122,6 +125,7 @@ __global__ void __launch_bounds__(BackwardTiling<T, kD>::threads, 2)
   const Range queries = queries_of(s, j0, L::R);
   for (int64_t h = h_kv * group; h < (h_kv + 1) * group; ++h) {
     const int64_t bh = b * s.H + h;
+    const ScoreOf<A, kRule> score_of(p.rule, s.scale, h);
     const T* const q = static_cast<const T*>(p.q) + b * p.q_strides.batch + h * p.q_strides.head;
     const T* const dout = static_cast<const T*>(p.dout) + b * p.dout_strides.batch + h * p.dout_strides.head;
     for (int64_t i0 = queries.begin; i0 < queries.end; i0 += L::R) {
@@ -133,6 +137,7 @@ __global__ void __launch_bounds__(BackwardTiling<T, kD>::threads, 2)
       multiply_rows<L>(score, k_tile, q_tile, s.D);
       multiply_rows<L>(dp, v_tile, dout_tile, s.D);
       const Mask sees = mask_of(s, i0, j0, L::R);
+      const A distance = A(i0 + s.S - s.T - j0 + x - y * L::M);  // of this thread's first query to its first key
 #pragma unroll
       for (int j = 0; j < L::M; ++j) {
         const int64_t query = i0 + x + L::X * j, key = j0 + y * L::M;
@@ -142,9 +147,10 @@ __global__ void __launch_bounds__(BackwardTiling<T, kD>::threads, 2)
 #pragma unroll
         for (int i = 0; i < L::M; ++i) {
           const A z = kept >> i & 1 ? kept_scale : A(0);
-          const A prob = sees(x + L::X * j, y * L::M + i) ? std::exp2(score[i][j] * scale - lse) : A(0);
+          const Score<A> scored = score_of(score[i][j], distance + A(L::X * j - i));
+          const A prob = sees(x + L::X * j, y * L::M + i) ? std::exp2(scored.value - lse) : A(0);
           score[i][j] = prob * z;
-          dp[i][j] = prob * (dp[i][j] * z - delta);
+          dp[i][j] = prob * (dp[i][j] * z - delta) * scored.gain;
         }
       }
       share_scores<L>(p_tile, score);

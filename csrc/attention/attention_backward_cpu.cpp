@@ -1,11 +1,12 @@
 // Attention backward on the CPU. A task takes the keys of one key/value head, or a run of them, tile by tile; it meets each
 // tile with the queries that see it, of all heads of the group, and makes the tile's probabilities anew from lse:
-//   p = e^(s - lse)   dp = drop(dout v^T)   ds = p (dp - delta), delta = sum_d dout out
+//   p = e^(s - lse)   dp = drop(dout v^T)   ds = gain p (dp - delta), delta = sum_d dout out; gain: the rule's derivative
 //   dv += drop(p)^T dout     dk += ds^T (scale q)     dq += scale ds k
 // dk and dv of a tile are complete when its queries are done. dq is summed over tiles in the task's own memory; with several
 // runs of keys, each has its own sum, and they are added in order at the end. No atomics: equal runs are equal bit for bit.
 #include "../common/dispatch.h"
 #include "../common/parallel.h"
+#include "../common/score_simd.h"
 #include "../common/scratch.h"
 #include "attention_tiles.h"
 
@@ -40,6 +41,14 @@ struct Backward {
     simd::call_from<Gemm<A>, Bytes>(g);
   }
 
+  // a *= b, over rows of kKeys of which whole vectors are taken.
+  template <int Bytes>
+  static ALWAYS_INLINE void multiply_rows(A* a, const A* b, int64_t n, int64_t columns) {
+    for (int64_t i = 0; i < n; ++i)
+      for (int64_t j = i * kKeys; j < i * kKeys + columns; j += simd::lanes<A, Bytes>)
+        simd::store<Bytes>(a + j, simd::load<Bytes>(a + j) * simd::load<Bytes>(b + j));
+  }
+
   // Scores and dp of one row become p (dropped: what dv is made from) and ds.
   template <int Bytes>
   static ALWAYS_INLINE void softmax_row(const AttentionBackwardParams& p, A* scores, A* dp, int64_t bh, int64_t i,
@@ -72,13 +81,14 @@ struct Backward {
     const int64_t tiles = (s.S + kKeys - 1) / kKeys, tiles_a_chunk = (tiles + p.chunks - 1) / p.chunks;
     Scratch scratch(Scratch::bytes_for<A>(group * s.T * padded) + 2 * Scratch::bytes_for<A>(D * kKeys) +
                     3 * Scratch::bytes_for<A>(kKeys * padded) + 2 * Scratch::bytes_for<A>(kQueries * padded) +
-                    2 * Scratch::bytes_for<A>(kQueries * kKeys));
+                    3 * Scratch::bytes_for<A>(kQueries * kKeys));
     A* dq = scratch.take<A>(group * s.T * padded);
     A *k_columns = scratch.take<A>(D * kKeys), *v_columns = scratch.take<A>(D * kKeys);
     A *k_rows = scratch.take<A>(kKeys * padded), *dk = scratch.take<A>(kKeys * padded);
     A* dv = scratch.take<A>(kKeys * padded);
     A *q_rows = scratch.take<A>(kQueries * padded), *dout_rows = scratch.take<A>(kQueries * padded);
     A *scores = scratch.take<A>(kQueries * kKeys), *dp = scratch.take<A>(kQueries * kKeys);
+    A* gains = scratch.take<A>(kQueries * kKeys);
     std::fill_n(dq, group * s.T * padded, A(0));
 
     const T* k_head = static_cast<const T*>(p.k) + b * p.k_strides.batch + h_kv * p.k_strides.head;
@@ -103,9 +113,11 @@ struct Backward {
           pack_rows<T, Bytes>(q_rows, q_head + i0 * p.q_strides.token, p.q_strides.token, n, D, A(s.scale));
           pack_rows<T, Bytes>(dout_rows, dout_head + i0 * p.dout_strides.token, p.dout_strides.token, n, D, A(1));
           product<Bytes>({n, columns, D, q_rows, padded, 1, k_columns, kKeys, scores, kKeys, false});
+          apply<A, Bytes>(p.rule, h, {scores, gains, n, seen, kKeys, i0 + s.S - s.T - j0});
           product<Bytes>({n, columns, D, dout_rows, padded, 1, v_columns, kKeys, dp, kKeys, false});
           for (int64_t i = 0; i < n; ++i)
             softmax_row<Bytes>(p, scores + i * kKeys, dp + i * kKeys, b * s.H + h, i0 + i, j0, n_keys);
+          if (p.rule.softcap > 0) multiply_rows<Bytes>(dp, gains, n, columns);
           product<Bytes>({seen, padded, n, scores, 1, kKeys, dout_rows, padded, dv, padded, true});
           product<Bytes>({seen, padded, n, dp, 1, kKeys, q_rows, padded, dk, padded, true});
           product<Bytes>({n, padded, seen, dp, kKeys, 1, k_rows, padded, dq + ((h - h_kv * group) * s.T + i0) * padded,

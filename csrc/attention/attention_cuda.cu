@@ -21,8 +21,10 @@ void attention_forward_cuda(const AttentionForwardParams& p, CudaStream stream) 
     dispatch_head_dim<T>(s.D, [&](auto head_dim) {
       constexpr int D = decltype(head_dim)::value;
       using L = ForwardTiling<T, D>;
-      launch("attention_forward_kernel", attention_forward_kernel<T, D>, tile_grid<L>(s.B * s.H, s.T), L::threads,
-             L::smem, stream, p);
+      dispatch_rule(p.rule, [&](auto rule) {
+        launch("attention_forward_kernel", attention_forward_kernel<T, D, rule.value>, tile_grid<L>(s.B * s.H, s.T),
+               L::threads, L::smem, stream, p);
+      });
     });
   });
 }
@@ -40,12 +42,14 @@ void attention_backward_cuda(const AttentionBackwardParams& p, CudaStream stream
     dispatch_head_dim<T>(s.D, [&](auto head_dim) {
       constexpr int D = decltype(head_dim)::value;
       using L = BackwardTiling<T, D>;
-      if (key_rows > 0)
-        launch("attention_backward_dk_dv_kernel", attention_backward_dk_dv_kernel<T, D>,
-               tile_grid<L>(s.B * s.H_kv, s.S), L::threads, L::smem, stream, p);
-      if (query_rows > 0)
-        launch("attention_backward_dq_kernel", attention_backward_dq_kernel<T, D>, tile_grid<L>(s.B * s.H, s.T),
-               L::threads, L::smem, stream, p);
+      dispatch_rule(p.rule, [&](auto rule) {
+        if (key_rows > 0)
+          launch("attention_backward_dk_dv_kernel", attention_backward_dk_dv_kernel<T, D, rule.value>,
+                 tile_grid<L>(s.B * s.H_kv, s.S), L::threads, L::smem, stream, p);
+        if (query_rows > 0)
+          launch("attention_backward_dq_kernel", attention_backward_dq_kernel<T, D, rule.value>,
+                 tile_grid<L>(s.B * s.H, s.T), L::threads, L::smem, stream, p);
+      });
     });
   });
 }

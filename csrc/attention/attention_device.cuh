@@ -10,6 +10,7 @@
 #pragma once
 #include "../common/philox.h"
 #include "../common/reduce.cuh"
+#include "../common/score.cuh"
 #include "../common/vector.cuh"
 #include "attention.h"
 

@@ -1,5 +1,5 @@
 // Attention forward: softmax(scale Q K^T) V by key tiles, no T x S matrix.
-//   s_ij = scale <q_i, k_j>   m_i = max_j s_ij   p_ij = e^(s_ij - m_i)   l_i = sum_j p_ij
+//   s_ij = rule(scale <q_i, k_j>)   m_i = max_j s_ij   p_ij = e^(s_ij - m_i)   l_i = sum_j p_ij
 //   out_i = sum_j drop(p_ij) v_j / l_i           lse_i = m_i + ln l_i
 // A block owns R queries of one head and goes over the keys they can see, R at a time. m and l are those of the keys so
 // far: where m grows, l and the sum over v shrink by e^(m_old - m_new). Keys and values of a tile use the same shared
@@ -13,7 +13,7 @@ namespace minigpt {
 template <class T, int D>
 using ForwardTiling = Tiling<accumulate_t<T>, D, 2, 32 * 1024>;
 
-template <class T, int kD>
+template <class T, int kD, bool kRule>
 __global__ void __launch_bounds__(ForwardTiling<T, kD>::threads)
     attention_forward_kernel(const __grid_constant__ AttentionForwardParams p) {
   using L = ForwardTiling<T, kD>;
@@ -30,7 +30,8 @@ __global__ void __launch_bounds__(ForwardTiling<T, kD>::threads)
   const T* const q = static_cast<const T*>(p.q) + b * p.q_strides.batch + h * p.q_strides.head;
   const T* const k = static_cast<const T*>(p.k) + b * p.k_strides.batch + h_kv * p.k_strides.head;
   const T* const v = static_cast<const T*>(p.v) + b * p.v_strides.batch + h_kv * p.v_strides.head;
-  const A scale = A(s.scale * kLog2e), kept_scale = A(s.dropout_scale);
+  const ScoreOf<A, kRule> score_of(p.rule, s.scale, h);
+  const A kept_scale = A(s.dropout_scale);
   const uint64_t seed = s.dropout_threshold ? static_cast<uint64_t>(*p.seed) : 0;
 
   load_tile<L>(q_tile, q + i0 * p.q_strides.token, p.q_strides.token, s.T - i0, s.D);
@@ -46,13 +47,15 @@ __global__ void __launch_bounds__(ForwardTiling<T, kD>::threads)
     Scores<L> score;
     multiply_rows<L>(score, q_tile, kv_tile, s.D);
     const Mask sees = mask_of(s, i0, j0, L::R);
+    const A distance = A(i0 + s.S - s.T - j0 + y * L::M - x);  // of this thread's first query to its first key
 #pragma unroll
     for (int i = 0; i < L::M; ++i) {
       const int row = y * L::M + i;
       A best = highest[i];
 #pragma unroll
       for (int j = 0; j < L::M; ++j) {
-        score[i][j] = sees(row, x + L::X * j) ? score[i][j] * scale : kNone;
+        const A scored = score_of(score[i][j], distance + A(i - L::X * j)).value;
+        score[i][j] = sees(row, x + L::X * j) ? scored : kNone;
         best = std::fmax(best, score[i][j]);
       }
       best = lanes_max<L::X>(best);

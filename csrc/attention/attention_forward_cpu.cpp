@@ -3,6 +3,7 @@
 //   m' = max(m, max s)    l' = l e^(m - m') + sum e^(s - m')    o' = o e^(m - m') + sum drop(e^(s - m')) v
 #include "../common/dispatch.h"
 #include "../common/parallel.h"
+#include "../common/score_simd.h"
 #include "../common/scratch.h"
 #include "attention_tiles.h"
 
@@ -71,6 +72,7 @@ struct Forward {
         if (seen == 0 || visible(s, begin + i0, j0, n_keys).first == kKeys) continue;
         simd::call_from<Gemm<A>, Bytes>(GemmParams<A>{n_queries, round_up(seen, W), D, q + i0 * padded, padded, 1,
                                                       k_columns, kKeys, scores, kKeys, false});
+        apply<A, Bytes>(p.rule, h, {scores, nullptr, n_queries, seen, kKeys, begin + i0 + s.S - s.T - j0});
         for (int64_t i = i0; i < i0 + n_queries; ++i) {
           A* row = scores + (i - i0) * kKeys;
           const Range sees = visible(s, begin + i, j0, n_keys);

@@ -2,7 +2,7 @@
 #include <cmath>
 #include <tuple>
 
-#include "../common/checks.h"
+#include "../common/score_checks.h"
 #include "attention.h"
 
 namespace minigpt {
@@ -17,7 +17,8 @@ void check_rank(const Tensor& t, const char* argument, const char* letters) {
 }
 
 AttentionShape checked(const Tensor& q, const Tensor& k, const Tensor& v, double scale, bool causal, int64_t window,
-                       double dropout_p, const std::optional<Tensor>& seed) {
+                       const std::optional<Tensor>& alibi_slopes, double softcap, double dropout_p,
+                       const std::optional<Tensor>& seed) {
   check_rank(q, "q", "(B, T, H, D)");
   check_rank(k, "k", "(B, S, H_kv, D)");
   const int64_t B = q.size(0), T = q.size(1), H = q.size(2), D = q.size(3), S = k.size(1), H_kv = k.size(2);
@@ -34,6 +35,7 @@ AttentionShape checked(const Tensor& q, const Tensor& k, const Tensor& v, double
   check(std::isfinite(scale), kOp, ": scale must be finite, got ", scale);
   check(window >= 0 && (window == 0 || causal), kOp, ": window must be positive and needs causal, or 0 for none, got ",
         window);
+  check_score_rule(alibi_slopes, softcap, q, H, causal, kOp);
   check(dropout_p >= 0 && dropout_p < 1, kOp, ": dropout_p must be in [0, 1), got ", dropout_p);
   if (dropout_p > 0) {
     check(seed.has_value(), kOp, ": dropout needs a seed, a one-element int64 tensor");
@@ -49,15 +51,16 @@ AttentionShape checked(const Tensor& q, const Tensor& k, const Tensor& v, double
 }  // namespace
 
 std::tuple<Tensor, Tensor> attention_forward(const Tensor& q, const Tensor& k, const Tensor& v, double scale,
-                                             bool causal, int64_t window, double dropout_p,
-                                             const std::optional<Tensor>& seed) {
-  const AttentionShape shape = checked(q, k, v, scale, causal, window, dropout_p, seed);
+                                             bool causal, int64_t window, const std::optional<Tensor>& alibi_slopes,
+                                             double softcap, double dropout_p, const std::optional<Tensor>& seed) {
+  const AttentionShape shape = checked(q, k, v, scale, causal, window, alibi_slopes, softcap, dropout_p, seed);
   const DType dtype = dtype_of(q, kOp, "q");
   Tensor out = empty(q, {shape.B, shape.T, shape.H, shape.D}, q.scalar_type());
   Tensor lse = empty(q, {shape.B, shape.H, shape.T}, accumulate_type(dtype));
   const AttentionForwardParams params{
       .shape = shape,
       .dtype = dtype,
+      .rule = {softcap, input(alibi_slopes)},
       .q = input(q),
       .k = input(k),
       .v = input(v),
@@ -74,9 +77,10 @@ std::tuple<Tensor, Tensor> attention_forward(const Tensor& q, const Tensor& k, c
 
 std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& dout_given, const Tensor& q, const Tensor& k,
                                                       const Tensor& v, const Tensor& out, const Tensor& lse,
-                                                      double scale, bool causal, int64_t window, double dropout_p,
-                                                      const std::optional<Tensor>& seed) {
-  const AttentionShape s = checked(q, k, v, scale, causal, window, dropout_p, seed);
+                                                      double scale, bool causal, int64_t window,
+                                                      const std::optional<Tensor>& alibi_slopes, double softcap,
+                                                      double dropout_p, const std::optional<Tensor>& seed) {
+  const AttentionShape s = checked(q, k, v, scale, causal, window, alibi_slopes, softcap, dropout_p, seed);
   const DType dtype = dtype_of(q, kOp, "q");
   for (const auto& [t, name] : {std::pair(&dout_given, "dout"), std::pair(&out, "out")}) {
     check_same_device(*t, q, kOp, name);
@@ -100,6 +104,7 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& dout_given, 
   const AttentionBackwardParams params{
       .shape = s,
       .dtype = dtype,
+      .rule = {softcap, input(alibi_slopes)},
       .dout = input(dout),
       .q = input(q),
       .k = input(k),

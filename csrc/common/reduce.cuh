@@ -11,11 +11,12 @@ constexpr double kLog2e = 1.4426950408889634074, kLn2 = 0.69314718055994530942;
 
 constexpr unsigned kAllLanes = 0xffffffffu;
 
-// Over each run of `Lanes` (a power of 2) neighbouring lanes of a full warp; all of them receive the result.
+// Over each run of `Lanes` (a power of 2) neighbouring lanes; all of them receive the result. `present`: the lanes of the
+// warp that are here.
 template <int Lanes, class A>
-DEVICE A lanes_sum(A v) {
+DEVICE A lanes_sum(A v, unsigned present = kAllLanes) {
 #pragma unroll
-  for (int offset = Lanes / 2; offset > 0; offset /= 2) v += __shfl_xor_sync(kAllLanes, v, offset);
+  for (int offset = Lanes / 2; offset > 0; offset /= 2) v += __shfl_xor_sync(present, v, offset);
   return v;
 }
 
@@ -26,10 +27,11 @@ DEVICE A lanes_max(A v) {
   return v;
 }
 
-// Over a team: one warp, or the whole block of `Threads` threads.
+// Over a team: half a warp, one warp, or the whole block of `Threads` threads.
 template <int Threads, class A>
 DEVICE A team_sum(A v) {
-  static_assert(Threads % 32 == 0 && Threads <= 1024);
+  static_assert(Threads == 16 || (Threads % 32 == 0 && Threads <= 1024));
+  if constexpr (Threads == 16) return lanes_sum<16>(v, threadIdx.x % 32 < 16 ? 0xffffu : 0xffff0000u);
   v = lanes_sum<32>(v);
   if constexpr (Threads > 32) {
     SHARED(A[Threads / 32], warp_sums);

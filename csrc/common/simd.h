@@ -257,4 +257,34 @@ ALWAYS_INLINE Vector<double, Bytes> reciprocal(Vector<double, Bytes> x) {
   return 1.0 / x;
 }
 
+// tanh x and its derivative 1 - tanh^2 x, from e = e^(-2|x|): (1 - e) / (1 + e) and 4 e / (1 + e)^2. Both keep their
+// relative precision: where 1 - e would cancel, below 1/2, tanh x = x + x^3 P(x^2) (minimax, relative error 1.5e-8).
+template <class V>
+struct TanhAndSlope {
+  V value, slope;
+};
+
+template <int Bytes>
+ALWAYS_INLINE TanhAndSlope<Vector<float, Bytes>> tanh(Vector<float, Bytes> x) {
+  using V = Vector<float, Bytes>;
+  const V size = x < 0 ? -x : x, e = exp<Bytes>(-2.0f * size), r = reciprocal<Bytes>(1.0f + e);
+  const V far = (1.0f - e) * r, square = x * x;
+  V p = square * 0.0172491478f - 0.0530496636f;
+  p = p * square + 0.133259466f;
+  p = p * square - 0.33333147f;
+  const V near = x + x * (square * p);
+  return {size < 0.5f ? near : x < 0 ? -far : far, 4.0f * e * r * r};
+}
+
+template <int Bytes>
+ALWAYS_INLINE TanhAndSlope<Vector<double, Bytes>> tanh(Vector<double, Bytes> x) {
+  Vector<double, Bytes> slope;
+  for (int i = 0; i < lanes<double, Bytes>; ++i) {
+    const double e = __builtin_exp(-2 * __builtin_fabs(x[i])), r = 1 / (1 + e);
+    slope[i] = 4 * e * r * r;
+    x[i] = __builtin_tanh(x[i]);
+  }
+  return {x, slope};
+}
+
 }  // namespace minigpt::simd

@@ -1,5 +1,5 @@
 // Attention of new queries over a paged cache, and the merge of its splits.
-//   s_j = scale <q, k_j>   m = max_j s_j   l = sum_j e^(s_j - m)   o = sum_j e^(s_j - m) v_j   out = o / l
+//   s_j = rule(scale <q, k_j>)   m = max_j s_j   l = sum_j e^(s_j - m)   o = sum_j e^(s_j - m) v_j   out = o / l
 // A block takes one query of one head, and one run of keys_per_split positions of its sequence. Its threads form teams
 // that take the keys in turn. A lane of a team holds 16 bytes of D (N times that, where D is large), so that a key is
 // read once, in neighbouring 16-byte pieces. Each team keeps its own m, l, o; the block adds them up by
@@ -8,6 +8,7 @@
 // Layouts and scratch: see decode_attention.h.
 #pragma once
 #include "../common/reduce.cuh"
+#include "../common/score.cuh"
 #include "../common/vector.cuh"
 #include "../kv_append/paged.cuh"
 #include "decode_attention.h"
@@ -22,7 +23,7 @@ struct DecodeTeam {
   static constexpr int count = kDecodeThreads / lanes;
 };
 
-template <class T, int kD>
+template <class T, int kD, bool kRule>
 __global__ void __launch_bounds__(kDecodeThreads)
     decode_attention_kernel(const __grid_constant__ DecodeAttentionParams p) {
   using A = accumulate_t<T>;
@@ -37,9 +38,10 @@ __global__ void __launch_bounds__(kDecodeThreads)
   const NewToken token = find_new_token(c, row);
 
   // The query sees positions [end - window, end); of those this block's are [begin, end).
-  int64_t begin = split * p.keys_per_split, end = 0;
+  int64_t begin = split * p.keys_per_split, end = 0, query = 0;
   if (token.count > 0) {
     end = c.seq_lens[token.b] - token.count + token.i + 1;
+    query = end - 1;
     if (p.window > 0 && end - p.window > begin) begin = end - p.window;
     if (end > (split + 1) * p.keys_per_split) end = (split + 1) * p.keys_per_split;
     if (end > c.max_blocks * c.block_size) end = c.max_blocks * c.block_size;
@@ -50,7 +52,7 @@ __global__ void __launch_bounds__(kDecodeThreads)
       h * p.q_head_stride;
   const T* const k = static_cast<const T*>(p.k_cache) + h_kv * c.D;
   const T* const v = static_cast<const T*>(p.v_cache) + h_kv * c.D;
-  const A scale = A(p.scale * kLog2e);
+  const ScoreOf<A, kRule> score_of(p.rule, p.scale, h);
   Vec<A, W> q[N], sum[N] = {};
 #pragma unroll
   for (int n = 0; n < N; ++n) {
@@ -72,7 +74,7 @@ __global__ void __launch_bounds__(kDecodeThreads)
 #pragma unroll
       for (int w = 0; w < W; ++w) score += q[n].at[w] * key[n].at[w];
     }
-    score = lanes_sum<Team::lanes>(score) * scale;
+    score = score_of(lanes_sum<Team::lanes>(score), A(query - position)).value;
     if (at < 0) continue;
     const A best = std::fmax(highest, score), base = best == kNone ? A(0) : best;
     const A shrink = std::exp2(highest - base), share = std::exp2(score - base);

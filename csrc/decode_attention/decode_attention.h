@@ -3,6 +3,7 @@
 // of those the last `window` if there is one. A query that sees nothing gives zeros.
 #pragma once
 #include "../common/dtype.h"
+#include "../common/score.h"
 #include "../kv_append/kv_append.h"
 
 namespace minigpt {
@@ -12,6 +13,7 @@ struct DecodeAttentionParams {
   DType dtype;
   int64_t H;  // query heads; H_kv divides H
   double scale;
+  ScoreRule rule;
   int64_t window;  // 0: none
   const void* q;   // (B, T, H, D), or (rows, H, D) with query_start; D contiguous
   int64_t q_batch_stride, q_token_stride, q_head_stride;  // in elements; the batch stride is unused with query_start

@@ -8,6 +8,7 @@
 
 #include "../common/dispatch.h"
 #include "../common/parallel.h"
+#include "../common/score_simd.h"
 #include "../common/scratch.h"
 #include "../common/simd.h"
 #include "decode_attention.h"
@@ -96,10 +97,12 @@ struct Attend {
     }
   }
 
-  // One query row, all heads of the task, against n keys whose cache rows are given.
+  // One query row, all heads of the task (h_begin is the first), against n keys whose cache rows are given; the query
+  // stands `distance` behind the first of them.
   template <int Bytes>
   static ALWAYS_INLINE void row(const State<A>& state, int64_t row, int64_t heads, int64_t group, const T* const* k,
-                                const T* const* v, int64_t n, int64_t D) {
+                                const T* const* v, int64_t n, int64_t D, const ScoreRule& rule, int64_t h_begin,
+                                int64_t distance) {
     const A* q = state.q + row * heads * state.padded;
     A* acc = state.acc + row * heads * state.padded;
     int64_t j = 0;
@@ -113,6 +116,8 @@ struct Attend {
     for (; j < n; ++j)
       for (int64_t h = 0; h < heads; ++h)
         dot<Bytes, 1>(state.scores + h * kTile + j, q + h * state.padded, k + j, h / group * D, D);
+    for (int64_t h = 0; h < heads; ++h)
+      apply<A, Bytes>(rule, h_begin + h, {state.scores + h * kTile, nullptr, 1, n, kTile, distance});
     for (int64_t h = 0; h < heads; ++h)
       softmax<Bytes>(state.scores + h * kTile, n, state.m[row * heads + h], state.l[row * heads + h],
                      acc + h * state.padded, state.padded);
@@ -173,7 +178,9 @@ struct Attend {
         const int64_t sees = sequence.length - rows + i + 1;  // the first `sees` keys, the last `window` of those
         const int64_t first = p.window ? std::clamp<int64_t>(sees - p.window - j0, 0, n) : 0;
         const int64_t last = std::clamp<int64_t>(sees - j0, first, n);
-        if (first < last) row<Bytes>(state, i, heads, group, k + first, v + first, last - first, D);
+        if (first < last)
+          row<Bytes>(state, i, heads, group, k + first, v + first, last - first, D, p.rule, h_begin,
+                     sees - 1 - j0 - first);
       }
     }
 

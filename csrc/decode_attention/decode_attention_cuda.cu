@@ -12,8 +12,10 @@ void decode_attention_cuda(const DecodeAttentionParams& p, CudaStream stream) {
   dispatch(p.dtype, [&](auto type) {
     using T = device_t<typename decltype(type)::type>;
     dispatch_head_dim<T>(c.D, [&](auto head_dim) {
-      launch("decode_attention_kernel", decode_attention_kernel<T, decltype(head_dim)::value>,
-             grid_of(row_heads * p.splits), kDecodeThreads, 0, stream, p);
+      dispatch_rule(p.rule, [&](auto rule) {
+        launch("decode_attention_kernel", decode_attention_kernel<T, decltype(head_dim)::value, rule.value>,
+               grid_of(row_heads * p.splits), kDecodeThreads, 0, stream, p);
+      });
     });
     if (p.splits > 1)
       launch("decode_attention_merge_kernel", decode_attention_merge_kernel<T>, grid_of(row_heads), kMergeThreads, 0,

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "../common/score_checks.h"
 #include "../kv_append/paged_checks.h"
 #include "decode_attention.h"
 
@@ -31,8 +32,8 @@ Splits splits_for(const PagedLayout& l, int64_t rows, bool cuda) {
 }  // namespace
 
 Tensor decode_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, const Tensor& block_table,
-                        const Tensor& seq_lens, const std::optional<Tensor>& query_start, double scale,
-                        int64_t window) {
+                        const Tensor& seq_lens, const std::optional<Tensor>& query_start, double scale, int64_t window,
+                        const std::optional<Tensor>& alibi_slopes, double softcap) {
   constexpr const char* op = "decode_attention";
   const DType dtype = dtype_of(q, op, "q");
   const PagedLayout layout = checked_layout(q, "q", k_cache, v_cache, block_table, seq_lens, query_start, op);
@@ -42,6 +43,7 @@ Tensor decode_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_
   check(D <= 256, op, ": D must be at most 256, got ", D);
   check(std::isfinite(scale), op, ": scale must be finite, got ", scale);
   check(window >= 0, op, ": window must be positive, or 0 for none, got ", window);
+  check_score_rule(alibi_slopes, softcap, q, H, /*causal=*/true, op);
   const int64_t rows = query_start ? layout.T : layout.B * layout.T;
   check_tables(layout, block_table, seq_lens, query_start, /*before=*/false, op);
 
@@ -57,6 +59,7 @@ Tensor decode_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_
       .dtype = dtype,
       .H = H,
       .scale = scale,
+      .rule = {softcap, input(alibi_slopes)},
       .window = std::min(window, layout.max_blocks * layout.block_size + 1),  // a wider one bounds nothing
       .q = input(q),
       .q_batch_stride = q.stride(0),

@@ -28,18 +28,9 @@ struct LayerNormBackwardParams {
   const void *mean, *rstd;  // (rows,)
   void* dx;                 // (rows, C), dtype
   void *dweight, *dbias;    // (C,), weight_dtype; dbias may be null
-  // Scratch: row chunk c sums its own rows' share of dweight and dbias, then the chunks are added in order. Chunks depend on
-  // the shape alone, so the result is the same for every number of threads, and no atomics are needed.
-  void* partial;   // (2, chunks, C), float (double for f64)
-  int64_t chunks;  // rows are cut into `chunks` runs of ceil(rows / chunks)
+  void* partial;            // scratch, (2, chunks, C): the chunks' shares of dweight and dbias; float (double for f64)
+  int64_t chunks;           // of common/column_sums.h
 };
-
-// Enough chunks for many threads or blocks, few enough that adding them up costs little.
-inline int64_t layer_norm_backward_chunks(int64_t rows, bool cuda) {
-  const int64_t most = cuda ? 256 : 64, rows_at_least = cuda ? 4 : 16;
-  const int64_t chunks = (rows + rows_at_least - 1) / rows_at_least;
-  return chunks < 1 ? 1 : chunks < most ? chunks : most;
-}
 
 void layer_norm_forward_cpu(const LayerNormForwardParams& p);
 void layer_norm_backward_cpu(const LayerNormBackwardParams& p);

@@ -9,11 +9,11 @@ namespace minigpt {
 
 // A team of threads (a warp, or the block) takes a row, as in the forward.
 template <class T, class Weight, int Team>
-__global__ void __launch_bounds__(kLayerNormThreads)
+__global__ void __launch_bounds__(kRowThreads)
     layer_norm_backward_dx_kernel(const __grid_constant__ LayerNormBackwardParams p) {
   using A = accumulate_t<T>;
-  constexpr int W = kLayerNormWidth<A>;
-  const int64_t row = int64_t{blockIdx.x} * (kLayerNormThreads / Team) + threadIdx.x / Team;
+  constexpr int W = kRowWidth<A>;
+  const int64_t row = int64_t{blockIdx.x} * (kRowThreads / Team) + threadIdx.x / Team;
   if (row >= p.rows) return;  // a whole team leaves, and only a team of one warp can
   const int64_t first = threadIdx.x % Team * W;
   const T *const dy = static_cast<const T*>(p.dy) + row * p.C, *const x = static_cast<const T*>(p.x) + row * p.C;
@@ -44,29 +44,12 @@ __global__ void __launch_bounds__(kLayerNormThreads)
   }
 }
 
-// For the column sums a block is a rectangle: 32 neighbouring columns (a warp's lanes) times 8 rows (its warps).
-constexpr int kColumns = 32, kColumnRows = 8;
-static_assert(kColumns * kColumnRows == kLayerNormThreads);
-
-// The sum over the 8 warps of what each holds for its lane's column, in the first warp; undefined in the others.
-template <class A>
-DEVICE A column_sum(A v) {
-  const int lane = threadIdx.x % kColumns, warp = threadIdx.x / kColumns;
-  SHARED(A[kColumnRows][kColumns], parts);
-  __syncthreads();  // a sum before this one may still be being read
-  parts[warp][lane] = v;
-  __syncthreads();
-  if (warp == 0)
-    for (int other = 1; other < kColumnRows; ++other) v += parts[other][lane];
-  return v;
-}
-
 // A block takes one chunk of rows and 32 columns; without rows it writes the zeros that the last stage adds.
 template <class T>
-__global__ void __launch_bounds__(kLayerNormThreads)
+__global__ void __launch_bounds__(kRowThreads)
     layer_norm_backward_partial_kernel(const __grid_constant__ LayerNormBackwardParams p) {
   using A = accumulate_t<T>;
-  const int64_t tiles = (p.C + kColumns - 1) / kColumns;
+  const int64_t tiles = column_tiles(p.C);
   const int64_t chunk = blockIdx.x / tiles, c = blockIdx.x % tiles * kColumns + threadIdx.x % kColumns;
   const int64_t each = (p.rows + p.chunks - 1) / p.chunks;
   const int64_t begin = chunk * each, end = begin + each < p.rows ? begin + each : p.rows;
@@ -92,18 +75,12 @@ __global__ void __launch_bounds__(kLayerNormThreads)
 
 // A block adds the chunks of 32 columns: the first half of the grid those of dweight, the second, if any, of dbias.
 template <class A, class Weight>
-__global__ void __launch_bounds__(kLayerNormThreads)
+__global__ void __launch_bounds__(kRowThreads)
     layer_norm_backward_finish_kernel(const __grid_constant__ LayerNormBackwardParams p) {
-  const int64_t tiles = (p.C + kColumns - 1) / kColumns;
+  const int64_t tiles = column_tiles(p.C);
   const bool bias = blockIdx.x >= tiles;
-  const int64_t c = blockIdx.x % tiles * kColumns + threadIdx.x % kColumns;
-  A sum = 0;
-  if (c < p.C) {
-    const A* const partial = static_cast<const A*>(p.partial) + (bias ? p.chunks * p.C : 0) + c;
-    for (int64_t chunk = threadIdx.x / kColumns; chunk < p.chunks; chunk += kColumnRows) sum += partial[chunk * p.C];
-  }
-  sum = column_sum(sum);
-  if (threadIdx.x < kColumns && c < p.C) static_cast<Weight*>(bias ? p.dbias : p.dweight)[c] = static_cast<Weight>(sum);
+  const A* const partial = static_cast<const A*>(p.partial) + (bias ? p.chunks * p.C : 0);
+  add_chunks(partial, p.chunks, p.C, blockIdx.x % tiles, static_cast<Weight*>(bias ? p.dbias : p.dweight));
 }
 
 }  // namespace minigpt

@@ -1,26 +1,12 @@
 #include <algorithm>
 #include <cmath>
 
+#include "../common/column_sums_cpu.h"
 #include "../common/dispatch.h"
-#include "../common/parallel.h"
-#include "../common/simd.h"
 #include "layer_norm.h"
 
 namespace minigpt {
 namespace {
-
-// The sum of f(i) over the vectors of a row, i = 0, W, ...: four sums side by side, so that an addition need not wait for the
-// one before.
-template <class A, int Bytes, class F>
-ALWAYS_INLINE A sum_over_row(int64_t C, const F& f) {
-  constexpr int W = simd::lanes<A, Bytes>;
-  simd::Vector<A, Bytes> sum[4] = {};
-  int64_t i = 0;
-  for (; i + 4 * W <= C; i += 4 * W)
-    for (int u = 0; u < 4; ++u) sum[u] += f(i + u * W);
-  for (; i < C; i += W) sum[0] += f(i);
-  return simd::sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
-}
 
 template <class T, class Weight>
 struct Forward {
@@ -92,28 +78,6 @@ struct Backward {
   }
 };
 
-// The chunks' shares, added in order: columns [begin, end) of dweight and dbias.
-template <class T, class Weight>
-struct AddChunks {
-  template <int Bytes>
-  static ALWAYS_INLINE void run(const LayerNormBackwardParams* p, int64_t begin, int64_t end) {
-    using A = accumulate_t<T>;
-    using V = simd::Vector<A, Bytes>;
-    const A* partial = static_cast<const A*>(p->partial);
-    for (void* sums : {p->dweight, p->dbias}) {
-      if (sums) {
-        for (int64_t i = begin; i < end; i += simd::lanes<A, Bytes>) {
-          V total = {};
-          for (int64_t chunk = 0; chunk < p->chunks; ++chunk)
-            total += simd::load_part<Bytes>(partial + chunk * p->C + i, end - i);
-          simd::store_part<Bytes>(static_cast<Weight*>(sums) + i, total, end - i);
-        }
-      }
-      partial += p->chunks * p->C;
-    }
-  }
-};
-
 }  // namespace
 
 void layer_norm_forward_cpu(const LayerNormForwardParams& p) {
@@ -133,7 +97,9 @@ void layer_norm_backward_cpu(const LayerNormBackwardParams& p) {
       const int64_t begin = std::min(p.rows, chunk * rows_a_chunk), end = std::min(p.rows, begin + rows_a_chunk);
       simd::call<Backward<T, Weight>>(&p, chunk, begin, end);
     });
-    parallel_ranges(p.C, 256, [&](int64_t begin, int64_t end) { simd::call<AddChunks<T, Weight>>(&p, begin, end); });
+    const auto* const partial = static_cast<const accumulate_t<T>*>(p.partial);
+    add_chunks<Weight>(partial, p.chunks, p.C, p.dweight);
+    if (p.dbias) add_chunks<Weight>(partial + p.chunks * p.C, p.chunks, p.C, p.dbias);
   });
 }
 

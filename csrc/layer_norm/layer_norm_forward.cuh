@@ -3,24 +3,17 @@
 // x, y: [rows, C] of T.  weight, bias: [C] of Weight.  mean, rstd: [rows] of A, float (double for double).
 // The row is read three times, but from memory only once: the next passes find it in the cache.
 #pragma once
-#include "../common/reduce.cuh"
-#include "../common/vector.cuh"
+#include "../common/column_sums.cuh"
 #include "layer_norm.h"
 
 namespace minigpt {
 
-constexpr int kLayerNormThreads = 256;  // a block: one team of 256, or 8 teams of 32
-
-// Elements a thread takes at a time: 16 bytes of the accumulation type.
-template <class A>
-constexpr int kLayerNormWidth = 16 / int(sizeof(A));
-
 template <class T, class Weight, int Team>
-__global__ void __launch_bounds__(kLayerNormThreads)
+__global__ void __launch_bounds__(kRowThreads)
     layer_norm_forward_kernel(const __grid_constant__ LayerNormForwardParams p) {
   using A = accumulate_t<T>;
-  constexpr int W = kLayerNormWidth<A>;
-  const int64_t row = int64_t{blockIdx.x} * (kLayerNormThreads / Team) + threadIdx.x / Team;
+  constexpr int W = kRowWidth<A>;
+  const int64_t row = int64_t{blockIdx.x} * (kRowThreads / Team) + threadIdx.x / Team;
   if (row >= p.rows) return;  // a whole team leaves, and only a team of one warp can
   const int64_t first = threadIdx.x % Team * W;
   const T* const x = static_cast<const T*>(p.x) + row * p.C;

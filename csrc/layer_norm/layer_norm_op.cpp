@@ -1,6 +1,6 @@
 #include <tuple>
 
-#include "../common/checks.h"
+#include "../common/norm_checks.h"
 #include "layer_norm.h"
 
 namespace minigpt {
@@ -8,31 +8,11 @@ namespace {
 
 constexpr const char* kOp = "layer_norm";
 
-// Rows, columns and types of x and weight, checked.
-struct Problem {
-  int64_t rows, C;
-  DType dtype, weight_dtype;
-};
-
-Problem checked(const Tensor& x, const Tensor& weight) {
-  check(x.dim() >= 1, kOp, ": x must be (..., C), got a tensor without dimensions");
-  const int64_t C = x.size(x.dim() - 1);
-  check(C >= 1, kOp, ": x must have at least one element in its last dimension, got ", shape_of(x));
-  check_same_device(weight, x, kOp, "weight");
-  check_shape(weight, {C}, kOp, "weight", "(C,)");
-  const Problem p{x.numel() / C, C, dtype_of(x, kOp, "x"), dtype_of(weight, kOp, "weight")};
-  const bool half = p.dtype == DType::bf16 || p.dtype == DType::f16;
-  check(p.dtype == p.weight_dtype || (half && p.weight_dtype == DType::f32), kOp,
-        ": weight must have x's dtype, or be float32 where x is bfloat16 or float16; got x ", name_of(x.scalar_type()),
-        ", weight ", name_of(weight.scalar_type()));
-  return p;
-}
-
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor> layer_norm_forward(const Tensor& x, const Tensor& weight,
                                                       const std::optional<Tensor>& bias, double eps) {
-  const Problem p = checked(x, weight);
+  const NormProblem p = checked_norm(x, weight, kOp);
   if (bias) {
     check_same_device(*bias, x, kOp, "bias");
     check_shape(*bias, {p.C}, kOp, "bias", "(C,)");
@@ -62,20 +42,13 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm_forward(const Tensor& x, const Ten
 
 std::tuple<Tensor, Tensor, Tensor> layer_norm_backward(const Tensor& dy, const Tensor& x, const Tensor& weight,
                                                        const Tensor& mean, const Tensor& rstd, bool has_bias) {
-  const Problem p = checked(x, weight);
-  const ScalarType statistics = accumulate_type(p.dtype);
-  check_same_device(dy, x, kOp, "dy");
-  check_shape(dy, {x.sizes().begin(), x.sizes().end()}, kOp, "dy", "x's shape");
-  check_type(dy, x.scalar_type(), kOp, "dy");
-  for (const auto& [t, name] : {std::pair(&mean, "mean"), std::pair(&rstd, "rstd")}) {
-    check_same_device(*t, x, kOp, name);
-    check_shape(*t, {p.rows}, kOp, name, "(rows,)");
-    check_type(*t, statistics, kOp, name);
-    check(t->is_contiguous(), kOp, ": ", name, " must be contiguous");
-  }
+  const NormProblem p = checked_norm(x, weight, kOp);
+  check_upstream(dy, x, kOp);
+  check_statistics(mean, x, p, kOp, "mean");
+  check_statistics(rstd, x, p, kOp, "rstd");
   const Tensor dy_dense = dense(dy), x_dense = dense(x), weight_dense = dense(weight);
-  const int64_t chunks = layer_norm_backward_chunks(p.rows, runs_cuda(x));
-  Tensor partial = empty(x, {2, chunks, p.C}, statistics);
+  const int64_t chunks = column_sum_chunks(p.rows, runs_cuda(x));
+  Tensor partial = empty(x, {2, chunks, p.C}, accumulate_type(p.dtype));
   Tensor dx = torch::stable::empty_like(x_dense), dweight = torch::stable::empty_like(weight_dense);
   Tensor dbias = empty(weight, {has_bias ? p.C : 0}, weight.scalar_type());
   const LayerNormBackwardParams params{

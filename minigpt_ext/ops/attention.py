@@ -12,6 +12,7 @@ from torch import Tensor
 from ..backend import implementation, library
 from .devices import check_same_device
 from .philox import attention_keep_mask
+from .score import accumulation_type, check_score_rule, final_scores, probabilities
 
 
 def attention(
@@ -35,6 +36,11 @@ def attention(
     causal: query i stands at position i + S - T (the last query sees the last key) and sees no key behind its position.
     scale: 1 / sqrt(D) by default.
     window: with w, a query sees the last w keys up to its own position alone (causal only).
+    alibi_slopes: (H,), float32 (float64 for float64 tensors), contiguous, causal only: of head h's score of a query and
+        a key, alibi_slopes[h] * (position of the query - position of the key) is taken off (Press et al., 2022,
+        arXiv:2108.12409). No gradient in it (RuntimeError where it requires one).
+    softcap: with c, each scaled score s becomes c * tanh(s / c), before ALiBi and the mask (Gemma 2, 2024,
+        arXiv:2408.00118); from 1e-30 to 1e30.
     dropout_p: share of the probabilities that are set to 0, the rest scaled by 1 / (1 - dropout_p). Which ones depends
         on the seed and on (b * H + h, i, j) alone: the same on every device.
     seed: an int, or a one-element int64 tensor on q's device; drawn from torch's default generator if None.
@@ -45,20 +51,25 @@ def attention(
         raise ValueError(
             f"attention: window must be at least 1 and needs causal=True, got {window} with causal={causal}"
         )
+    if alibi_slopes is not None and not causal:
+        raise ValueError("attention: alibi_slopes needs causal=True")
+    check_score_rule("attention", q, alibi_slopes, softcap)
     if not 0.0 <= dropout_p < 1.0:
         raise ValueError(f"attention: dropout_p must be in [0, 1), got {dropout_p}")
     if scale is None:
         scale = 1.0 / math.sqrt(max(1, q.shape[-1] if q.dim() else 1))
     kernels = implementation("attention", q.device)
     if kernels == "torch":
-        return _attention_torch(q, k, v, causal, scale, window, dropout_p, seed)
+        return _attention_torch(q, k, v, causal, scale, window, alibi_slopes, softcap, dropout_p, seed)
     if dropout_p == 0.0:
         seed = None
     elif seed is None:
         seed = torch.randint(2**63 - 1, (1,), device=q.device)
     elif isinstance(seed, int):
         seed = torch.full((1,), seed, dtype=torch.int64, device=q.device)
-    return AttentionFunction.apply(q, k, v, causal, scale, window or 0, dropout_p, seed, kernels)
+    return AttentionFunction.apply(
+        q, k, v, causal, scale, window or 0, alibi_slopes, softcap or 0.0, dropout_p, seed, kernels
+    )
 
 
 def visible_keys(T: int, S: int, causal: bool, window: int | None, device: torch.device) -> Tensor:
@@ -78,6 +89,8 @@ def attention_reference(
     causal: bool = True,
     scale: float | None = None,
     window: int | None = None,
+    alibi_slopes: Tensor | None = None,
+    softcap: float | None = None,
     dropout_p: float = 0.0,
     seed: int | Tensor | None = None,
 ) -> Tensor:
@@ -86,11 +99,9 @@ def attention_reference(
     S, H_kv = k.shape[1:3]
     k, v = (t.repeat_interleave(H // H_kv, dim=2) for t in (k, v))
     scores = torch.einsum("bthd,bshd->bhts", q, k) * (1.0 / math.sqrt(D) if scale is None else scale)
-    visible = visible_keys(T, S, causal, window, q.device)
-    scores = scores.masked_fill(~visible, -math.inf)
-    highest = scores.amax(-1, keepdim=True).clamp_min(torch.finfo(q.dtype).min) if S else scores.sum(-1, keepdim=True)
-    weights = torch.exp(scores - highest)
-    weights = weights / weights.sum(-1, keepdim=True).clamp_min(torch.finfo(q.dtype).tiny)
+    distance = torch.arange(T, device=q.device)[:, None] + (S - T) - torch.arange(S, device=q.device)
+    scores = final_scores(scores, distance, alibi_slopes, softcap)
+    weights = probabilities(scores, visible_keys(T, S, causal, window, q.device))
     if dropout_p:
         weights = weights * attention_keep_mask(seed, B, H, T, S, dropout_p, q.device) / (1.0 - dropout_p)
     return torch.einsum("bhts,bshd->bthd", weights, v)
@@ -103,10 +114,30 @@ def _attention_torch(
     causal: bool,
     scale: float,
     window: int | None,
+    alibi_slopes: Tensor | None,
+    softcap: float | None,
     dropout_p: float,
     seed: int | Tensor | None,
 ) -> Tensor:
-    """torch's scaled_dot_product_attention; dropout then is torch's own, unless a seed asks for ours."""
+    """torch's scaled_dot_product_attention; dropout then is torch's own, unless a seed asks for ours. It has no soft
+    cap, and a bias would have to be rounded to q's dtype: the formula in float32 or float64 stands in."""
+    if alibi_slopes is not None or softcap is not None:
+        if dropout_p and seed is None:
+            seed = torch.randint(2**63 - 1, (1,), device=q.device)
+        return (
+            attention_reference(
+                *(t.to(accumulation_type(q.dtype)) for t in (q, k, v)),
+                causal=causal,
+                scale=scale,
+                window=window,
+                alibi_slopes=alibi_slopes,
+                softcap=softcap,
+                dropout_p=dropout_p,
+                seed=seed,
+            )
+            .to(q.dtype)
+            .contiguous()
+        )
     if dropout_p and seed is not None:
         return attention_reference(
             q, k, v, causal=causal, scale=scale, window=window, dropout_p=dropout_p, seed=seed
@@ -142,36 +173,42 @@ class AttentionFunction(torch.autograd.Function):
         causal: bool,
         scale: float,
         window: int,
+        alibi_slopes: Tensor | None,
+        softcap: float,
         dropout_p: float,
         seed: Tensor | None,
         kernels: str,
     ) -> Tensor:
-        out, lse = library(kernels).attention_forward(q, k, v, scale, causal, window, dropout_p, seed)
-        ctx.save_for_backward(q, k, v, out, lse, seed)
-        ctx.arguments = scale, causal, window, dropout_p
+        out, lse = library(kernels).attention_forward(
+            q, k, v, scale, causal, window, alibi_slopes, softcap, dropout_p, seed
+        )
+        ctx.save_for_backward(q, k, v, out, lse, alibi_slopes, seed)
+        ctx.arguments = scale, causal, window, softcap, dropout_p
         ctx.kernels = kernels
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dout: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, out, lse, seed = ctx.saved_tensors
-        scale, causal, window, dropout_p = ctx.arguments
+        q, k, v, out, lse, alibi_slopes, seed = ctx.saved_tensors
+        scale, causal, window, softcap, dropout_p = ctx.arguments
         dq, dk, dv = library(ctx.kernels).attention_backward(
-            dout, q, k, v, out, lse, scale, causal, window, dropout_p, seed
+            dout, q, k, v, out, lse, scale, causal, window, alibi_slopes, softcap, dropout_p, seed
         )
-        return dq, dk, dv, None, None, None, None, None, None
+        return dq, dk, dv, *(None,) * 8
 
 
 @torch.library.register_fake("minigpt::attention_forward")
-def _(q, k, v, scale, causal, window, dropout_p, seed) -> tuple[Tensor, Tensor]:
-    check_same_device("attention", q=q, k=k, v=v, seed=seed)
+def _(q, k, v, scale, causal, window, alibi_slopes, softcap, dropout_p, seed) -> tuple[Tensor, Tensor]:
+    check_same_device("attention", q=q, k=k, v=v, alibi_slopes=alibi_slopes, seed=seed)
     B, T, H, _ = q.shape
     statistics = torch.float64 if q.dtype == torch.float64 else torch.float32
     return q.new_empty(q.shape), q.new_empty(B, H, T, dtype=statistics)
 
 
 @torch.library.register_fake("minigpt::attention_backward")
-def _(dout, q, k, v, out, lse, scale, causal, window, dropout_p, seed) -> tuple[Tensor, Tensor, Tensor]:
-    check_same_device("attention", q=q, k=k, v=v, dout=dout, out=out, lse=lse, seed=seed)
+def _(
+    dout, q, k, v, out, lse, scale, causal, window, alibi_slopes, softcap, dropout_p, seed
+) -> tuple[Tensor, Tensor, Tensor]:
+    check_same_device("attention", q=q, k=k, v=v, dout=dout, out=out, lse=lse, alibi_slopes=alibi_slopes, seed=seed)
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)

@@ -8,6 +8,7 @@ from torch import Tensor
 from ..backend import implementation, library
 from .devices import check_same_device
 from .kv_append import token_places
+from .score import accumulation_type, check_score_rule, final_scores, probabilities
 
 
 def decode_attention(
@@ -31,8 +32,13 @@ def decode_attention(
     seq_lens: (B,) int32, the tokens a sequence has *with* the new ones; query i of T sees the first
         seq_lens - T + i + 1.
     scale: 1 / sqrt(D) by default. window: with w, of those the last w alone.
+    alibi_slopes: (H,), float32 (float64 for float64 tensors), contiguous: of head h's score of a query and a key,
+        alibi_slopes[h] * (position of the query - position of the key) is taken off (Press et al., 2022,
+        arXiv:2108.12409).
+    softcap: with c, each scaled score s becomes c * tanh(s / c), before ALiBi and the mask (Gemma 2, 2024,
+        arXiv:2408.00118); from 1e-30 to 1e30.
     Returns a contiguous tensor of q's shape. A query that sees nothing (seq_lens 0) gives zeros.
-    Not differentiable (RuntimeError where q requires a gradient).
+    Not differentiable (RuntimeError where q or alibi_slopes requires a gradient).
     Raises ValueError or RuntimeError naming the argument. Values of tables and lengths are checked on the CPU; a GPU's
     kernel skips what is out of range, unless MINIGPT_CHECK=1 has them checked there too, which waits for the device.
     """
@@ -40,15 +46,25 @@ def decode_attention(
         raise ValueError(f"decode_attention: window must be at least 1, got {window}")
     if torch.is_grad_enabled() and q.requires_grad:
         raise RuntimeError("decode_attention: q requires a gradient, and there is none; call it under torch.no_grad()")
+    check_score_rule("decode_attention", q, alibi_slopes, softcap)
     if scale is None:
         scale = 1.0 / math.sqrt(max(1, q.shape[-1] if q.dim() else 1))
     kernels = implementation("decode_attention", q.device)
     if kernels == "torch":
         return decode_attention_reference(
-            q, k_cache, v_cache, block_table, seq_lens, query_start=query_start, scale=scale, window=window
+            q,
+            k_cache,
+            v_cache,
+            block_table,
+            seq_lens,
+            query_start=query_start,
+            scale=scale,
+            window=window,
+            alibi_slopes=alibi_slopes,
+            softcap=softcap,
         )
     return library(kernels).decode_attention(
-        q, k_cache, v_cache, block_table, seq_lens, query_start, scale, window or 0
+        q, k_cache, v_cache, block_table, seq_lens, query_start, scale, window or 0, alibi_slopes, softcap or 0.0
     )
 
 
@@ -62,8 +78,11 @@ def decode_attention_reference(
     query_start: Tensor | None = None,
     scale: float | None = None,
     window: int | None = None,
+    alibi_slopes: Tensor | None = None,
+    softcap: float | None = None,
 ) -> Tensor:
-    """The same by torch ops of any precision: each row's keys are gathered, then scaled_dot_product_attention."""
+    """The same by torch ops of any precision: each row's keys are gathered, then scaled_dot_product_attention; or, with
+    alibi_slopes or softcap, the formula, in float32 at least."""
     H, D = q.shape[-2:]
     B, max_blocks = block_table.shape
     block_size, H_kv = k_cache.shape[1:3]
@@ -85,19 +104,27 @@ def decode_attention_reference(
     # Unwritten rows of the cache may hold NaN, which a weight of zero would not stop.
     written = (key <= position[:, None])[:, None, :, None]
     k, v = k.masked_fill(~written, 0), v.masked_fill(~written, 0)
+    scale = 1.0 / math.sqrt(D) if scale is None else scale
+    if alibi_slopes is not None or softcap is not None:
+        wide = accumulation_type(q.dtype)
+        k, v = (t.to(wide).repeat_interleave(H // H_kv, dim=1) for t in (k, v))  # (rows, H, capacity, D)
+        scores = rows[:, :, None].to(wide) @ k.transpose(2, 3) * scale
+        distance = (position[:, None] - key)[:, None, None]
+        weights = probabilities(final_scores(scores, distance, alibi_slopes, softcap), visible[:, None, None])
+        return (weights @ v)[:, :, 0].to(q.dtype).reshape(q.shape)
     out = torch.nn.functional.scaled_dot_product_attention(
         rows[:, :, None],
         k,
         v,
         attn_mask=(visible[:, None, None] | ~sees_any[..., None]),
-        scale=1.0 / math.sqrt(D) if scale is None else scale,
+        scale=scale,
         enable_gqa=H != H_kv,
     )
     return (out[:, :, 0] * sees_any).reshape(q.shape)
 
 
 @torch.library.register_fake("minigpt::decode_attention")
-def _(q, k_cache, v_cache, block_table, seq_lens, query_start, scale, window) -> Tensor:
+def _(q, k_cache, v_cache, block_table, seq_lens, query_start, scale, window, alibi_slopes, softcap) -> Tensor:
     check_same_device(
         "decode_attention",
         k_cache=k_cache,
@@ -106,5 +133,6 @@ def _(q, k_cache, v_cache, block_table, seq_lens, query_start, scale, window) ->
         seq_lens=seq_lens,
         query_start=query_start,
         q=q,
+        alibi_slopes=alibi_slopes,
     )
     return q.new_empty(q.shape)

@@ -1,9 +1,55 @@
-"""Interim: the reference; the room follows."""
+"""RMSNorm over the last dimension (Zhang and Sennrich, 2019, arXiv:1910.07467)."""
 
 import torch
 from torch import Tensor
 
+from ..backend import implementation, library
+from .devices import check_same_device
+
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
-    wide = x.float() if x.dtype != torch.float64 else x
-    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight).to(x.dtype)
+    """x / sqrt(mean(x^2) + eps) * weight, the mean taken over the last dimension.
+
+    x: (..., C), float32, bfloat16, float16 or float64. Heads (B, T, H, D) of a packed projection are read where they
+        lie, and whatever has a contiguous last dimension and others that join to two at most; the rest is copied.
+    weight: (C,), of x's dtype, or float32 with a bfloat16 or float16 x (as under autocast).
+    Returns a contiguous tensor of x's shape and dtype. All is computed in float32 (float64 for float64) and rounded
+    once, at the end; Hugging Face's Llama rounds x / sqrt(...) to x's dtype before it multiplies by the weight.
+    Differentiable once in x and weight. Raises RuntimeError naming the argument for a wrong shape, dtype or device.
+    """
+    kernels = implementation("rms_norm", x.device)
+    if kernels == "torch":
+        return torch.nn.functional.rms_norm(x.to(weight.dtype), weight.shape, weight, eps).to(x.dtype)
+    return RmsNormFunction.apply(x, weight, eps, kernels)
+
+
+def rms_norm_reference(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
+    """The formula, in torch ops of any precision."""
+    return x / torch.sqrt(x.square().mean(-1, keepdim=True) + eps) * weight
+
+
+class RmsNormFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, eps: float, kernels: str) -> Tensor:
+        y, rstd = library(kernels).rms_norm_forward(x, weight, eps)
+        ctx.save_for_backward(x, weight, rstd)
+        ctx.kernels = kernels
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
+        return *library(ctx.kernels).rms_norm_backward(dy, *ctx.saved_tensors), None, None
+
+
+@torch.library.register_fake("minigpt::rms_norm_forward")
+def _(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    check_same_device("rms_norm", x=x, weight=weight)
+    statistics = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return x.new_empty(x.shape), x.new_empty(x.numel() // x.shape[-1], dtype=statistics)
+
+
+@torch.library.register_fake("minigpt::rms_norm_backward")
+def _(dy: Tensor, x: Tensor, weight: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
+    check_same_device("rms_norm", x=x, weight=weight, dy=dy, rstd=rstd)
+    return x.new_empty(x.shape), weight.new_empty(weight.shape)

@@ -71,6 +71,10 @@ _CASES = {
     "attention": lambda q, *_: dict(B=q[0], H=q[2], T=q[1], D=q[3], backward=True),
     "layer_norm": lambda x, *_: dict(rows=math.prod(x[:-1]), C=x[-1], backward=True),
     "gelu": lambda x, *_: dict(rows=math.prod(x[:-1]), columns=x[-1], approximate="tanh", backward=True),
+    "rope": lambda x, *_: dict(B=x[0], T=x[1], H=x[2], D=x[3], backward=False),
+    "rms_norm": lambda x, *_: dict(rows=math.prod(x[:-1]), C=x[-1], backward=True),
+    "swiglu": lambda *dy_x: dict(rows=math.prod(dy_x[-1][:-1]), F=dy_x[-1][-1] // 2, backward=True),
+    "relu_squared": lambda x, *_: dict(rows=math.prod(x[:-1]), columns=x[-1], backward=True),
     "kv_append": lambda k_cache, v_cache, k, *_: dict(B=k[0], T=k[1], H=k[2], D=k[3], before=0),
 }
 

@@ -68,6 +68,12 @@ def layer_norm() -> list[Tensor]:
     return with_gradients(mg.ops.layer_norm(x, weight, bias), x, weight, bias)
 
 
+def rms_norm() -> list[Tensor]:
+    """As layer_norm, whose barriers it shares."""
+    x, weight = (torch.randn(*shape, requires_grad=True) for shape in ((9, 1030), (1030,)))
+    return with_gradients(mg.ops.rms_norm(x, weight), x, weight)
+
+
 def attention() -> list[Tensor]:
     """Several tiles of queries and of keys for two heads that share keys. In float64 tiles are small: the wide heads
     have 16 x 16 in the forward and 8 x 8 in the backward, the others 32 x 32."""
@@ -91,6 +97,7 @@ def decode_attention() -> list[Tensor]:
 
 CASES: dict[str, Callable[[], list[Tensor]]] = {
     "layer_norm": layer_norm,
+    "rms_norm": rms_norm,
     "attention": attention,
     "decode_attention": decode_attention,
 }

@@ -14,16 +14,36 @@ def projected(n: int) -> dict:
     return {"q": normal(2, n, 4, 8), "k": normal(2, n + 3, 2, 8), "v": normal(2, n + 3, 2, 8)}
 
 
+ANGLES = [f(torch.arange(80)[:, None] / torch.tensor([1.0, 5.0, 70.0])) for f in (torch.cos, torch.sin)]
 OPS = {
     "attention": (mg.ops.attention, projected),
     "attention window": (lambda q, k, v: mg.ops.attention(q, k, v, window=3, scale=0.2), projected),
     "attention dropout": (lambda q, k, v: mg.ops.attention(q, k, v, dropout_p=0.5, seed=7), projected),
+    "attention alibi and softcap": (
+        lambda q, k, v: mg.ops.attention(q, k, v, alibi_slopes=2.0 ** -torch.arange(1.0, 5.0), softcap=1.5),
+        projected,
+    ),
     "attention packed": (
         lambda qkv: mg.ops.attention(*qkv.view(2, -1, 3, 4, 8).unbind(2)).flatten(2),
         lambda n: {"qkv": normal(2, n, 96)},
     ),
     "layer_norm": (mg.ops.layer_norm, lambda n: {"x": normal(2, n, 8), "weight": normal(8), "bias": normal(8)}),
     "layer_norm without bias": (mg.ops.layer_norm, lambda n: {"x": normal(n, 8), "weight": normal(8)}),
+    "rms_norm": (mg.ops.rms_norm, lambda n: {"x": normal(n, 8), "weight": normal(8)}),
+    "rms_norm packed": (
+        lambda qkv, weight: mg.ops.rms_norm(qkv.view(2, -1, 3, 4, 8)[:, :, 1], weight),
+        lambda n: {"qkv": normal(2, n, 96), "weight": normal(8)},
+    ),
+    "rope": (
+        lambda qkv: mg.ops.rope(qkv.view(2, -1, 3, 4, 8)[:, :, 1], *ANGLES),
+        lambda n: {"qkv": normal(2, n, 96)},
+    ),
+    "rope positions": (
+        lambda x: mg.ops.rope(x, *ANGLES, positions=torch.arange(x.shape[1], dtype=torch.int32).expand(2, -1) + 3),
+        lambda n: {"x": normal(2, n, 4, 8)},
+    ),
+    "swiglu": (mg.ops.swiglu, lambda n: {"x": normal(3, n, 8)}),
+    "relu_squared": (mg.ops.relu_squared, lambda n: {"x": normal(3, n)}),
     "gelu": (mg.ops.gelu, lambda n: {"x": normal(3, n)}),
     "gelu tanh": (lambda x: mg.ops.gelu(x.transpose(0, 1), "tanh"), lambda n: {"x": normal(3, n)}),
 }
@@ -108,7 +128,11 @@ def test_the_backend_is_chosen_when_compiling():
 
 def decode(q, k, v, k_cache, v_cache, table, lens):
     mg.ops.kv_append(k_cache, v_cache, k, v, table, lens)
-    return mg.ops.decode_attention(q, k_cache, v_cache, table, lens + q.shape[1])
+    slopes = 2.0 ** -torch.arange(1.0, 5.0)
+    plain = mg.ops.decode_attention(q, k_cache, v_cache, table, lens + q.shape[1])
+    return plain + mg.ops.decode_attention(
+        q, k_cache, v_cache, table, lens + q.shape[1], alibi_slopes=slopes, softcap=1.5
+    )
 
 
 def check_cache(backend: str) -> None:

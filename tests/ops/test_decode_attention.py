@@ -265,6 +265,17 @@ WIDE = {"q": normal(1, 1, 1, 257), "k_cache": normal(1, 1, 1, 257), "v_cache": n
         ({"window": -1}, "decode_attention: window must be at least 1"),
         ({"scale": float("nan")}, "scale must be finite"),
         ({"scale": float("inf")}, "scale must be finite"),
+        (
+            {"alibi_slopes": normal(3)},
+            r"decode_attention: alibi_slopes must be \(H,\) = \(4,\) in torch.float32, got \(3,\)",
+        ),
+        ({"alibi_slopes": normal(4).half()}, "decode_attention: alibi_slopes must be"),
+        ({"alibi_slopes": normal(8)[::2]}, "decode_attention: alibi_slopes must be contiguous"),
+        ({"alibi_slopes": normal(4).to("meta")}, "alibi_slopes is on"),
+        ({"alibi_slopes": normal(4).requires_grad_()}, "decode_attention: alibi_slopes requires a gradient"),
+        ({"softcap": 0.0}, "decode_attention: softcap must be positive and finite"),
+        ({"softcap": float("nan")}, "decode_attention: softcap must be positive and finite"),
+        ({"softcap": float("inf")}, "decode_attention: softcap must be positive and finite"),
         ({"q": normal(2, 3, 4, 8).to("meta")}, "q is on|device"),
         ({"k_cache": normal(5, 4, 2, 8).to("meta")}, "k_cache is on|device"),
         ({"v_cache": normal(5, 4, 2, 8).to("meta")}, "v_cache is on"),
@@ -297,11 +308,13 @@ def test_a_gradient_is_refused_and_not_silently_nothing():
 
 
 @pytest.mark.parametrize("lens, ragged, dtype", [([7, 3], False, torch.float32), ([300, 0], True, torch.float16)])
-def test_opcheck(lens, ragged, dtype, device):
+@pytest.mark.parametrize("with_rule", [False, True])
+def test_opcheck(lens, ragged, dtype, with_rule, device):
+    rule = (normal(2, device=device), 1.5) if with_rule else (None, 0.0)
     batch = Batch(lens, [2, 2], dtype=dtype, device=device)
     caches = [cache.nan_to_num() for cache in batch.caches]
     q = torch.cat(batch.q) if ragged else torch.stack(batch.q)
-    given = (q, *caches, batch.table, batch.lens, batch.start if ragged else None, 0.3, 0)
+    given = (q, *caches, batch.table, batch.lens, batch.start if ragged else None, 0.3, 0, *rule)
     torch.library.opcheck(torch.ops.minigpt.decode_attention.default, given)
 
 

@@ -17,6 +17,10 @@ pytestmark = pytest.mark.usefixtures("benchmarks")
         ("gelu", "erf 4096x1536 forward+backward"),
         ("kv_append", "B16 T256 H12 D64 after 0"),
         ("decode_attention", "B1 S8192 H12 D64"),
+        ("rope", "B4 T1024 H8 D128 forward+backward"),
+        ("rms_norm", "4096x768 forward+backward"),
+        ("swiglu", "4096x(2x1024) forward+backward"),
+        ("relu_squared", "4096x1536 forward+backward"),
     ],
 )
 def test_the_heaviest_shape_stands_where_none_is_asked_for(op: str, shape: str) -> None:
@@ -75,6 +79,12 @@ def test_work_by_pass() -> None:
         ("minigpt::gelu_backward", [[2, 5, 6], [2, 5, 6], []], Work("copy", 3 * 60 * 4)),
         ("minigpt::layer_norm_backward", [[2, 5, 6], [2, 5, 6], [6], [10], [10], []], Work("copy", 3 * 60 * 4)),
         ("minigpt::attention_forward", [[2, 3, 4, 8]] * 3, Work("gemm", 2 * 2 * 2 * 4 * 8 * 6)),
+        ("minigpt::rope", [[2, 5, 3, 4], [9, 2], [9, 2], [], []], Work("copy", 2 * 120 * 4)),
+        ("minigpt::rms_norm_forward", [[2, 5, 6], [6], []], Work("copy", 2 * 60 * 4)),
+        ("minigpt::rms_norm_backward", [[2, 5, 6], [2, 5, 6], [6], [10]], Work("copy", 3 * 60 * 4)),
+        ("minigpt::swiglu_forward", [[2, 5, 6]], Work("copy", 3 * 30 * 4)),
+        ("minigpt::swiglu_backward", [[2, 5, 3], [2, 5, 6]], Work("copy", 5 * 30 * 4)),
+        ("minigpt::relu_squared_backward", [[2, 5, 6], [2, 5, 6]], Work("copy", 3 * 60 * 4)),
         ("minigpt::kv_append", [[9, 64, 4, 8]] * 2 + [[2, 3, 4, 8]] * 2, Work("copy", 2 * 2 * 2 * 3 * 4 * 8 * 4)),
         ("minigpt::decode_attention", [[2, 1, 4, 8], [9, 64, 4, 8], [9, 64, 4, 8]], None),
         ("aten::add", [[2, 3], [2, 3]], None),

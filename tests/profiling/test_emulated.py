@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from minigpt_ext.backend import OPS
 from minigpt_ext.emulator import BuildError
 from minigpt_ext.emulator.counters import Launches, Line
 from minigpt_ext.profiling import emulated
@@ -45,7 +46,7 @@ def test_gelu(minigpt, monkeypatch) -> None:
 
 def test_resources(minigpt, monkeypatch) -> None:
     """87,040 bytes of 128-thread-registers: two blocks on 9.0 and 10.0, one on 8.0 (see test_occupancy.py)."""
-    known = {"attention_forward_kernel<float, 64>": Resources(128, 0, 0)}
+    known = {"attention_forward_kernel<float, 64, false>": Resources(128, 0, 0)}
     monkeypatch.setattr(emulated, "find_nvcc", lambda: "nvcc")
     asked = []
     monkeypatch.setattr(emulated, "resources", lambda *arguments: asked.append(arguments) or known)
@@ -103,6 +104,7 @@ def test_nvcc_that_fails(minigpt, monkeypatch) -> None:
         ("attention", "B=1,H=1,T=0,D=64,backward=yes", "backward: 0 MFLOP by the formula; no kernel was launched"),
         ("kv_append", "B=1,T=0,H=2,D=64,before=3", "forward: 0 MB by the formula; no kernel was launched"),
         ("gelu", "rows=0,columns=5,approximate=tanh,backward=yes", "backward: 0 MB by the formula; no kernel was"),
+        ("rope", "B=1,T=0,H=2,D=8,backward=yes", "backward: 0 MB by the formula; no kernel was launched"),
     ],
 )
 def test_empty_shapes(minigpt, monkeypatch, op: str, shape: str, said: str) -> None:
@@ -153,13 +155,15 @@ def test_formula_of_bytes_asked_for_again() -> None:
     )
 
 
-@pytest.mark.parametrize("op", ["attention", "layer_norm", "gelu", "kv_append", "decode_attention"])
+@pytest.mark.parametrize("op", OPS)
 def test_every_room(minigpt, monkeypatch, op: str) -> None:
     """At the benchmark's shapes no line of ours asks for more sectors or wavefronts than it must."""
     monkeypatch.setattr(emulated, "find_nvcc", lambda: None)
     shapes = {"layer_norm": "rows=16,C=384,backward=yes", "kv_append": "B=2,T=1,H=12,D=64,before=63"}
     shapes |= {"decode_attention": "B=1,S=256,H=4,H_kv=4", "attention": "B=1,H=1,T=64,D=64,backward=yes"}
-    shapes |= {"gelu": "rows=16,columns=96,approximate=none,backward=yes"}
+    shapes |= {"gelu": "rows=16,columns=96,approximate=none,backward=yes", "rope": "B=1,T=2,H=6,D=64,backward=yes"}
+    shapes |= {"rms_norm": "rows=16,C=384,backward=yes", "swiglu": "rows=6,F=384,backward=yes"}
+    shapes |= {"relu_squared": "rows=16,columns=96,backward=yes"}
     for dtype in ("float32", "bfloat16"):
         arguments = ["--tool", "emulator", "--shape", shapes[op], "--dtype", dtype]
         status, output, errors = minigpt("profile", op, *arguments)

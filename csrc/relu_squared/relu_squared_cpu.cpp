@@ -1,0 +1,56 @@
+#include "../common/dispatch.h"
+#include "../common/parallel.h"
+#include "../common/simd.h"
+#include "relu_squared.h"
+
+namespace minigpt {
+namespace {
+
+constexpr int64_t kChunk = 16384;  // elements a task: enough to outweigh handing it out, few enough to share evenly
+
+template <class T>
+struct Forward {
+  template <int Bytes>
+  static ALWAYS_INLINE void run(const T* x, T* y, int64_t n) {
+    using V = simd::Vector<accumulate_t<T>, Bytes>;
+    for (int64_t i = 0; i < n; i += simd::lanes<accumulate_t<T>, Bytes>) {
+      const V v = simd::load_part<Bytes>(x + i, n - i);
+      simd::store_part<Bytes>(y + i, v <= 0 ? V{} : v * v, n - i);  // NaN stays NaN
+    }
+  }
+};
+
+template <class T>
+struct Backward {
+  template <int Bytes>
+  static ALWAYS_INLINE void run(const T* dy, const T* x, T* dx, int64_t n) {
+    using V = simd::Vector<accumulate_t<T>, Bytes>;
+    for (int64_t i = 0; i < n; i += simd::lanes<accumulate_t<T>, Bytes>) {
+      const V v = simd::load_part<Bytes>(x + i, n - i), d = simd::load_part<Bytes>(dy + i, n - i);
+      simd::store_part<Bytes>(dx + i, v <= 0 ? V{} : 2 * (v * d), n - i);
+    }
+  }
+};
+
+}  // namespace
+
+void relu_squared_forward_cpu(const ReluSquaredForwardParams& p) {
+  dispatch(p.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    parallel_ranges(p.n, kChunk, [&](int64_t begin, int64_t end) {
+      simd::call<Forward<T>>(static_cast<const T*>(p.x) + begin, static_cast<T*>(p.y) + begin, end - begin);
+    });
+  });
+}
+
+void relu_squared_backward_cpu(const ReluSquaredBackwardParams& p) {
+  dispatch(p.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    parallel_ranges(p.n, kChunk, [&](int64_t begin, int64_t end) {
+      simd::call<Backward<T>>(static_cast<const T*>(p.dy) + begin, static_cast<const T*>(p.x) + begin,
+                              static_cast<T*>(p.dx) + begin, end - begin);
+    });
+  });
+}
+
+}  // namespace minigpt
