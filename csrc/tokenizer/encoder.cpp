@@ -10,6 +10,8 @@ namespace minigpt::tokenizer {
 
 constexpr std::string_view SPACE_MARK = "\xE2\x96\x81";  // U+2581
 
+constexpr ptrdiff_t LONGEST_REMEMBERED = decltype(WordCaches::large)::MOST_BYTES;
+
 static std::string_view as_text(const Byte* begin, const Byte* end) {
   return {reinterpret_cast<const char*>(begin), static_cast<size_t>(end - begin)};
 }
@@ -29,27 +31,46 @@ Alphabet alphabet_named(std::string_view name) {
   throw std::invalid_argument("alphabet must be bytes or characters+bytes, got " + quote(name));
 }
 
-// Lends a cache for the time of one call: an idle one, which knows words, or a new one.
+template <typename Cache>
+static bool take_known(const Cache& cache, const Byte* begin, const Byte* end, const Byte* text_end, IdBuffer& ids) {
+  const size_t bytes = end - begin;
+  if (bytes > Cache::MOST_BYTES) return false;
+  const auto* known = cache.find(Cache::key_of(begin, bytes, text_end));
+  if (known == nullptr) return false;
+  std::memcpy(ids.room(Cache::MOST_IDS), known->ids, sizeof known->ids);
+  ids.grow(known->count);
+  return true;
+}
+
+template <typename Cache>
+static bool remember(Cache& cache, const Byte* begin, const Byte* end, const Byte* text_end, std::span<const Id> ids) {
+  const size_t bytes = end - begin;
+  if (bytes > Cache::MOST_BYTES || ids.size() > Cache::MOST_IDS) return false;
+  cache.remember(Cache::key_of(begin, bytes, text_end), ids.data(), ids.size());
+  return true;
+}
+
+// Lends caches for the time of one call: idle ones, which know words, or new ones.
 class Encoder::Lease {
  public:
   explicit Lease(const Encoder& encoder) : encoder_(encoder) {
     const std::lock_guard lock(encoder_.mutex_);
     if (encoder_.idle_.empty()) {
-      cache_ = std::make_unique<WordCache>(encoder_.options_.cache_bits);
+      caches_ = std::make_unique<WordCaches>(encoder_.options_.cache_bits);
     } else {
-      cache_ = std::move(encoder_.idle_.back());
+      caches_ = std::move(encoder_.idle_.back());
       encoder_.idle_.pop_back();
     }
   }
   ~Lease() {
     const std::lock_guard lock(encoder_.mutex_);
-    encoder_.idle_.push_back(std::move(cache_));
+    encoder_.idle_.push_back(std::move(caches_));
   }
-  WordCache& operator*() { return *cache_; }
+  WordCaches& operator*() { return *caches_; }
 
  private:
   const Encoder& encoder_;
-  std::unique_ptr<WordCache> cache_;
+  std::unique_ptr<WordCaches> caches_;
 };
 
 Encoder::Encoder(Vocabulary vocabulary, std::vector<std::pair<std::string, Id>> specials, Options options)
@@ -65,46 +86,42 @@ Encoder::Encoder(Vocabulary vocabulary, std::vector<std::pair<std::string, Id>> 
 }
 
 IdBuffer Encoder::encode(std::string_view text, const Specials::Allowed& allowed) const {
-  Lease cache(*this);
+  Lease caches(*this);
   IdBuffer ids;
   for (size_t at = 0; at < text.size();) {
     const Specials::Match special = specials_.find(text, at, allowed);
-    if (special.begin > at) encode_stretch(text.substr(at, special.begin - at), at == 0, *cache, ids);
+    if (special.begin > at) encode_stretch(text.substr(at, special.begin - at), at == 0, *caches, ids);
     if (special.id >= 0) ids.push_back(special.id);
     at = special.end;
   }
   return ids;
 }
 
-void Encoder::encode_stretch(std::string_view stretch, bool first, WordCache& cache, IdBuffer& ids) const {
+void Encoder::encode_stretch(std::string_view stretch, bool first, WordCaches& caches, IdBuffer& ids) const {
   std::string marked;
   if (options_.metaspace != Metaspace::none) stretch = marked = with_metaspace(stretch, first);
   const auto* begin = reinterpret_cast<const Byte*>(stretch.data());
   const Byte* end = begin + stretch.size();
-  if (options_.pattern == Pattern::none) return encode_uncut(begin, end, cache, ids);
+  if (options_.pattern == Pattern::none) return encode_uncut(begin, end, caches, ids);
   for_each_piece(options_.pattern, begin, end, [&](const Byte* from, const Byte* to) {  //
-    encode_piece(from, to, end, cache, ids);
+    encode_piece(from, to, end, caches, ids);
   });
 }
 
 // One piece of the pre-tokeniser's.
-void Encoder::encode_piece(const Byte* begin, const Byte* end, const Byte* text_end, WordCache& cache,
+void Encoder::encode_piece(const Byte* begin, const Byte* end, const Byte* text_end, WordCaches& caches,
                            IdBuffer& ids) const {
-  const size_t bytes = end - begin, before = ids.size();
-  if (bytes > WordCache::MOST_BYTES) return merge_piece(begin, end, ids);
-  const WordCache::Key key = WordCache::key_of(begin, bytes, text_end);
-  if (const WordCache::Entry* known = cache.find(key)) {
-    std::memcpy(ids.room(WordCache::MOST_IDS), known->ids, sizeof known->ids);
-    return ids.grow(known->count);
-  }
+  if (take_known(caches.small, begin, end, text_end, ids) || take_known(caches.large, begin, end, text_end, ids))
+    return;
+  const size_t before = ids.size();
   merge_piece(begin, end, ids);
-  const size_t count = ids.size() - before;
-  if (count <= WordCache::MOST_IDS) cache.remember(key, ids.data() + before, count);
+  const std::span<const Id> merged(ids.data() + before, ids.size() - before);
+  if (!remember(caches.small, begin, end, text_end, merged)) remember(caches.large, begin, end, text_end, merged);
 }
 
 // The whole text is one piece. It is cut all the same where no merge could join what is left and right of the cut, which
 // for SentencePiece's vocabularies is in front of nearly every word.
-void Encoder::encode_uncut(const Byte* begin, const Byte* end, WordCache& cache, IdBuffer& ids) const {
+void Encoder::encode_uncut(const Byte* begin, const Byte* end, WordCaches& caches, IdBuffer& ids) const {
   if (options_.ignore_merges) {
     if (const Id id = vocabulary_.find(as_text(begin, end)); id >= 0) return ids.push_back(id);
   }
@@ -114,17 +131,17 @@ void Encoder::encode_uncut(const Byte* begin, const Byte* end, WordCache& cache,
   for (const Byte* p = begin + last.length; p < end; p += last.length) {
     const Character next = letter(p);
     if (!vocabulary_.may_join(last.code, next.code)) {
-      encode_piece(begin, p, end, cache, ids);
+      encode_piece(begin, p, end, caches, ids);
       begin = p;
     }
     last = next;
   }
-  encode_piece(begin, end, end, cache, ids);
+  encode_piece(begin, end, end, caches, ids);
 }
 
 void Encoder::merge_piece(const Byte* begin, const Byte* end, IdBuffer& ids) const {
   // Short pieces are remembered, so that merging them once costs less than looking for each that is new.
-  if (options_.ignore_merges || end - begin > ptrdiff_t{WordCache::MOST_BYTES}) {
+  if (options_.ignore_merges || end - begin > LONGEST_REMEMBERED) {
     const Id token = vocabulary_.find(as_text(begin, end));
     if (token >= 0 && whole_[token]) return ids.push_back(token);
   }
@@ -175,7 +192,7 @@ std::string Encoder::with_metaspace(std::string_view stretch, bool first) const 
 bool Encoder::is_whole(Id id) const {
   if (options_.ignore_merges) return options_.pattern != Pattern::none;
   const std::string& token = vocabulary_.token(id);
-  if (token.size() <= WordCache::MOST_BYTES) return false;
+  if (std::ssize(token) <= LONGEST_REMEMBERED) return false;
   IdBuffer ids;
   const auto* bytes = reinterpret_cast<const Byte*>(token.data());
   append_symbols(bytes, bytes + token.size(), ids);

@@ -31,7 +31,7 @@ struct Options {
   Pattern pattern = Pattern::gpt2;
   bool ignore_merges = false;  // a piece that is a token is that token, whatever merges would make of it
   Metaspace metaspace = Metaspace::none;
-  int cache_bits = 15;  // 2^(bits + 6) bytes for the words that a thread remembers: two megabytes
+  int cache_bits = 15;  // 2^(bits + 7) bytes for the words that a thread remembers: four megabytes
 };
 
 class Encoder {
@@ -49,9 +49,9 @@ class Encoder {
  private:
   class Lease;
 
-  void encode_stretch(std::string_view stretch, bool first, WordCache& cache, IdBuffer& ids) const;
-  void encode_piece(const Byte* begin, const Byte* end, const Byte* text_end, WordCache& cache, IdBuffer& ids) const;
-  void encode_uncut(const Byte* begin, const Byte* end, WordCache& cache, IdBuffer& ids) const;
+  void encode_stretch(std::string_view stretch, bool first, WordCaches& caches, IdBuffer& ids) const;
+  void encode_piece(const Byte* begin, const Byte* end, const Byte* text_end, WordCaches& caches, IdBuffer& ids) const;
+  void encode_uncut(const Byte* begin, const Byte* end, WordCaches& caches, IdBuffer& ids) const;
   void merge_piece(const Byte* begin, const Byte* end, IdBuffer& ids) const;
   void append_symbols(const Byte* begin, const Byte* end, IdBuffer& ids) const;
   std::string with_metaspace(std::string_view stretch, bool first) const;
@@ -64,7 +64,7 @@ class Encoder {
   std::vector<std::string> decoded_;  // by id; empty: no such id
   std::vector<bool> whole_;           // by id: a piece of its bytes is this token, by is_whole
   mutable std::mutex mutex_;
-  mutable std::vector<std::unique_ptr<WordCache>> idle_;  // one for each call that was under way at once
+  mutable std::vector<std::unique_ptr<WordCaches>> idle_;  // one for each call that was under way at once
 };
 
 }  // namespace minigpt::tokenizer
