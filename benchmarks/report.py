@@ -3,8 +3,8 @@
     python benchmarks/bench_gelu.py --quick        is        minigpt bench gelu --quick
 
 A bench_<name>.py has one function, `run(session)`: for an op it hands its cases to `session.compare`, which checks and
-times each; training and generation make their rows themselves. The goals beside the ratios are the project's own, for a
-CPU with two threads.
+times each; training, generation and the tokenizer make their rows themselves. The goals beside the ratios are the
+project's own, for a CPU with two threads.
 """
 
 import importlib
@@ -73,7 +73,7 @@ class Row:
     shape: str
     times: Mapping[str, Times]  # "ours" first
     work: float
-    work_unit: str  # what `rate` counts: "GB/s", "GFLOP/s", "tokens/s"
+    work_unit: str  # what `rate` counts: "GB/s", "GFLOP/s", "tokens/s", "MB/s"
     ceiling: str | None = None
     share: float | None = None  # of the ceiling
     goals: Mapping[str, float] = field(default_factory=dict)
@@ -262,6 +262,9 @@ class Table:
     def line(self, row: Row) -> str:
         cells = [f"{row.shape:<34}", f"{self.time(row.times['ours']):>{self.width}}"]
         for rival in self.rivals:
+            if rival not in row.times:
+                cells.append(" " * (self.width + 15))
+                continue
             goal = f">={row.goals[rival]:g}x" if rival in row.goals else ""
             cells += [f"{self.time(row.times[rival]):>{self.width}}", f"{row.ratios[rival]:>5.2f}x", f"{goal:>7}"]
         share = "" if row.share is None else f"{row.share:.0%} {row.ceiling}"
@@ -278,7 +281,7 @@ class Table:
 def rate_text(rate: float, unit: str) -> str:
     if unit == "tokens/s":
         return f"{rate:,.0f} {unit}"
-    return f"{rate / 1e9:,.1f} {unit}"
+    return f"{rate / {'MB/s': 1e6}.get(unit, 1e9):,.1f} {unit}"
 
 
 def run(names: Sequence[str], options: Options, json_path: Path | None = None) -> None:

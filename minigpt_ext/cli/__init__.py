@@ -23,10 +23,12 @@ if extension_error is None:
     from .generate import generate
     from .inspect import inspect
     from .profile import profile
+    from .tokenizer import app as tokenizer
     from .train import train
 
     for command in (train, generate, inspect, bench, profile):
         app.command(command.__name__)(command)
+    app.add_typer(tokenizer, name="tokenizer")
 app.command("doctor")(doctor)
 
 

@@ -18,7 +18,7 @@ from minigpt_ext.generation import stream
 from minigpt_ext.interop.families import read_config
 from minigpt_ext.interop.pretrained import locate
 from minigpt_ext.model import GPT, KVCache
-from minigpt_ext.tokenizer import CharTokenizer, load_tokenizer
+from minigpt_ext.tokenizer import StreamDecoder, Tokenizer, load_tokenizer
 from minigpt_ext.training.recipe import resolve_device
 
 MIB = 2**20
@@ -47,8 +47,8 @@ def generate(
         str,
         typer.Option(
             metavar="TEXT",
-            help="What the text begins with. Without one it starts as after a newline, "
-            "or after id 0 where the vocabulary has no newline.",
+            help="What the text begins with. Without one it starts as after a newline (or after the tokenizer's bos "
+            "where it puts one in front), or after id 0 where the vocabulary has no newline.",
         ),
     ] = "",
     max_new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="How many tokens to add.")] = 500,
@@ -73,7 +73,8 @@ def generate(
     text goes to standard output as it is made, and nothing else does; the timings go to standard error.
 
     When the model's context (block_size) is full, its last block_size // 2 tokens are read anew and the text goes on.
-    Of a prompt longer than the context, the end is read.
+    Of a prompt longer than the context, the end is read. The text ends before that where the model draws the token
+    that ends texts, if its tokenizer has one.
     """
     if greedy and temperature != USUAL_TEMPERATURE:
         raise UserError("--greedy takes the likeliest token and --temperature draws one: give one of them, not both")
@@ -108,6 +109,9 @@ def generate(
 
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without a letter for it shows ? and goes on
         sys.stdout.reconfigure(errors="replace")
+    text = tokenizer.stream_decoder()
+    for prompt_id in ids[0].tolist():
+        text.push(prompt_id)
     times: list[float] = []
     began = time.perf_counter()
     interrupted = False
@@ -115,10 +119,12 @@ def generate(
         try:
             _write(prompt)
             for new_id in _timed(steps, times):
-                _write(tokenizer.decode([new_id]))
+                if new_id == tokenizer.eos_id:
+                    break
+                _write(_text_of(new_id, text))
         except KeyboardInterrupt:
             interrupted = True
-        _write("\n")
+        _write(text.finish() + "\n")
     except BrokenPipeError:  # the reader has seen enough; what is left in the buffer must not be tried again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
@@ -128,7 +134,7 @@ def generate(
         raise typer.Exit(INTERRUPTED)
 
 
-def _tokenizer_of(directory: Path) -> CharTokenizer:
+def _tokenizer_of(directory: Path) -> Tokenizer:
     try:
         return load_tokenizer(directory)
     except FileNotFoundError as error:
@@ -137,16 +143,21 @@ def _tokenizer_of(directory: Path) -> CharTokenizer:
         ) from error
 
 
-def _prompt_ids(tokenizer: CharTokenizer, prompt: str) -> list[int]:
+def _prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
     if prompt:
         try:
-            return tokenizer.encode(prompt)
+            return tokenizer.encode_prompt(prompt)
         except ValueError as error:
             raise ValueError(f"--prompt: {str(error).removeprefix('text: ')}") from error
+    return tokenizer.start_ids()
+
+
+def _text_of(new_id: int, text: StreamDecoder) -> str:
+    """What the id adds to the text, which is nothing yet where a character is not whole."""
     try:
-        return tokenizer.encode("\n")
-    except ValueError:  # no newline in this vocabulary
-        return [0]
+        return text.push(new_id)
+    except ValueError:  # of a padded vocabulary: no token, but a model that was trained little may draw it
+        return "\ufffd"
 
 
 def _timed(steps: Iterator[torch.Tensor], times: list[float]) -> Iterator[int]:

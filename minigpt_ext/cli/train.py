@@ -27,7 +27,7 @@ from minigpt_ext.training.trainer import Trainer
 
 _FAILED = 1
 _INTERRUPTED = 128  # plus the number of the signal, as a shell reports it
-_CLOSING_CHARACTERS = 400
+_CLOSING_TOKENS = 400
 _CLOSING_TEMPERATURE = 0.6  # bold enough to differ from run to run, safe enough for words
 
 
@@ -38,6 +38,14 @@ def train(
             metavar="NAME|PATH",
             help="python (English from Python's own documentation), shakespeare (downloaded once), a UTF-8 file, or a "
             "folder of .txt files. Repeated, the texts are joined.",
+        ),
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="char|byte|PATH",
+            help="What a token is: a character (default), a byte, or as a tokenizer has it: the folder that `minigpt "
+            "tokenizer train` wrote, a directory of Hugging Face, or a tokenizer.json.",
         ),
     ] = None,
     preset: Annotated[
@@ -71,7 +79,7 @@ def train(
 
     Ctrl-C saves and says how to resume. Progress goes to standard error, the closing table to standard output.
     """
-    flags = {"data": data or None, "preset": preset, "steps": steps, "seed": seed}
+    flags = {"data": data or None, "tokenizer": tokenizer, "preset": preset, "steps": steps, "seed": seed}
     try:
         asked = read_toml(config) if config else {}
         asked |= parse_assignments(set_ or [])
@@ -141,20 +149,23 @@ def _close(result: TrainingResult, trainer: Trainer) -> None:
     table.add_row("steps", f"{result.steps:,}" + (", stopped early" if result.stopped_early else ""))
     table.add_row("time", f"{result.elapsed_s:,.0f} s")
     table.add_row("tokens/s in training", f"{result.tokens_per_second:,.0f}")
-    table.add_row("best validation loss", f"{result.best_val_loss:.4f} nats a character, at step {result.best_step:,}")
+    table.add_row(
+        "best validation loss", f"{result.best_val_loss:.4f} nats a {result.unit}, at step {result.best_step:,}"
+    )
     table.add_row("perplexity", f"{result.perplexity:.2f}")
     table.add_row("bits a character", f"{result.bits_a_character:.3f}")
+    table.add_row("bits a byte", f"{result.bits_a_byte:.3f}")
     table.add_row("files", "\n".join(str(result.directory / name) for name in result.files))
     console.print(table)
 
-    words = trainer.dataset.tokenizer.decode(trainer.dataset.train[:200].tolist()).split()
+    words = trainer.dataset.tokenizer.decode(trainer.dataset.train[:200]).split()
     command = ["minigpt", "generate", "--model", str(result.directory), "--prompt", words[0] if words else "A"]
     typer.echo(f"Next:\n  {shlex.join(command)}")
 
 
 def _closing_text(directory: Path, device: torch.device) -> str:
     model, tokenizer = GPT.from_pretrained(directory, device=device), load_tokenizer(directory)
-    start = "\n" if "\n" in tokenizer.characters else tokenizer.characters[0]
-    ids = torch.tensor([tokenizer.encode(start)], device=device)
-    new = model.generate(ids, _CLOSING_CHARACTERS, temperature=_CLOSING_TEMPERATURE, seed=0)
-    return tokenizer.decode(new[0, 1:])
+    start = tokenizer.start_ids()
+    ids = torch.tensor([start], device=device)
+    new = model.generate(ids, _CLOSING_TOKENS, temperature=_CLOSING_TEMPERATURE, seed=0)
+    return tokenizer.decode_continuation(start, new[0, len(start) :])

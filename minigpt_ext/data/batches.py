@@ -12,8 +12,8 @@ NO_TARGET = -1  # a target the loss leaves out
 EVALUATION_TOKENS = 2**18  # more predictions than this are not made in one evaluation
 
 
-def check_long_enough(n_training: int, n_validation: int, block_size: int) -> None:
-    """Refuse a corpus with less than one window of block_size + 1 tokens in either split.
+def check_long_enough(n_training: int, n_validation: int, block_size: int, unit: str = "token") -> None:
+    """Refuse a corpus with less than one window of block_size + 1 tokens in either split; `unit` is what a token is.
 
     Raises ValueError naming the shorter split and what would do.
     """
@@ -21,7 +21,7 @@ def check_long_enough(n_training: int, n_validation: int, block_size: int) -> No
         if n < block_size + 1:
             raise ValueError(
                 f"data: the {name} split has {n:,} tokens; block_size {block_size} needs {block_size + 1:,} at least: "
-                f"give a longer text (about {10 * (block_size + 1):,} characters) or a smaller block_size"
+                f"give a longer text (about {10 * (block_size + 1):,} {unit}s) or a smaller block_size"
             )
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from minigpt_ext.data.files import write_atomically
+from minigpt_ext.tokenizer.base import Ids, Tokenizer, check_id, check_text, listed
 
 
-class CharTokenizer:
+class CharTokenizer(Tokenizer):
     """Numbers the characters of a text, in the order of their code points, and goes both ways without loss.
 
     Args:
@@ -24,6 +24,7 @@ class CharTokenizer:
     """
 
     FORMAT = "minigpt-char"
+    UNIT = "character"
 
     def __init__(self, characters: str):
         if not isinstance(characters, str):
@@ -47,14 +48,13 @@ class CharTokenizer:
     def vocab_size(self) -> int:
         return len(self.characters)
 
-    def encode(self, text: str) -> list[int]:
-        """The id of each character. Raises ValueError naming the first character that is not in the vocabulary."""
-        return self.encode_to_tensor(text).tolist()
+    def encode_to_tensor(self, text: str, *, special: bool | Iterable[str] = True) -> torch.Tensor:
+        """The id of each character, (len(text),) int32.
 
-    def encode_to_tensor(self, text: str) -> torch.Tensor:
-        """As `encode`, for a whole corpus: ids (len(text),) int32."""
-        if not isinstance(text, str):
-            raise TypeError(f"text: expected a string, got {type(text).__name__}")
+        Raises ValueError naming the first character that is not in the vocabulary.
+        """
+        check_text(text)
+        self._wanted(special)
         points = _code_points(text)
         found = np.minimum(np.searchsorted(self._sorted_points, points), self.vocab_size - 1)
         unknown = self._sorted_points[found] != points
@@ -66,18 +66,19 @@ class CharTokenizer:
             )
         return torch.from_numpy(self._order[found].astype(np.int32))
 
-    def decode(self, ids: Iterable[int] | torch.Tensor) -> str:
-        """The text of `ids` (any iterable of ints, or a 1-d tensor). Raises ValueError for an id out of range."""
-        numbers = ids.tolist() if isinstance(ids, torch.Tensor) else list(ids)
+    def token_bytes(self, id: int) -> bytes:
+        check_id(id, self.vocab_size)
+        return self.characters[id].encode("utf-8", "surrogatepass")
+
+    def decode(self, ids: Ids) -> str:
+        numbers = listed(ids)
         for number in numbers:
-            if not 0 <= number < self.vocab_size:
-                raise ValueError(f"ids: got {number}, allowed are 0 to {self.vocab_size - 1}")
+            check_id(number, self.vocab_size)
         return "".join(self.characters[number] for number in numbers)
 
-    def save(self, path: str | Path) -> None:
-        """Write the vocabulary as JSON, atomically."""
+    def file_content(self) -> str:
         content = {"format": self.FORMAT, "version": 1, "characters": self.characters}
-        write_atomically(Path(path), json.dumps(content, indent=1) + "\n")
+        return json.dumps(content, indent=1) + "\n"
 
     @classmethod
     def load(cls, path: str | Path) -> CharTokenizer:

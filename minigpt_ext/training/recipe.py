@@ -37,6 +37,7 @@ class Recipe:
     """
 
     data: tuple[str, ...] = _key("python, shakespeare, or a path")
+    tokenizer: str = _key("char, byte, or the path of a tokenizer")
     preset: str = _key("shape of the model, and its recipe", one_of=tuple(PRESETS))
     steps: int = _key("updates to make", low=1)
     seed: int = _key("of weights, batches and dropout", low=0, below=2**63)
@@ -96,9 +97,10 @@ class Recipe:
 KEYS = {f.name: f for f in fields(Recipe)}
 
 _COMMON: dict[str, Setting] = {
-    "data": ("python",), "seed": 1337, "batch_size": 32, "block_size": 256, "learning_rate": 1e-3, "min_lr": 1e-4,
-    "warmup_iters": 100, "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.99, "grad_clip": 1.0, "dropout": 0.0,
-    "eval_interval": 100, "sample_interval": 250, "patience": 0, "device": "auto", "dtype": "float32", "model": {},
+    "data": ("python",), "tokenizer": "char", "seed": 1337, "batch_size": 32, "block_size": 256,
+    "learning_rate": 1e-3, "min_lr": 1e-4, "warmup_iters": 100, "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.99,
+    "grad_clip": 1.0, "dropout": 0.0, "eval_interval": 100, "sample_interval": 250, "patience": 0,
+    "device": "auto", "dtype": "float32", "model": {},
 }  # fmt: skip
 PRESET_RECIPES: dict[str, dict[str, Setting]] = {
     "tiny": _COMMON | {"steps": 1000},

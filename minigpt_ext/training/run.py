@@ -13,9 +13,11 @@ from typing import Any
 import torch
 
 import minigpt_ext
+from minigpt_ext.data.batches import NO_TARGET
 from minigpt_ext.data.corpora import Corpus, load_corpus
+from minigpt_ext.tokenizer import CharTokenizer, Tokenizer, open_tokenizer
 from minigpt_ext.training.checkpoint import CheckpointError
-from minigpt_ext.training.dataset import Dataset
+from minigpt_ext.training.dataset import CHAR, Dataset, tokenizer_named
 from minigpt_ext.training.metrics import read_metrics
 from minigpt_ext.training.progress import Progress
 from minigpt_ext.training.recipe import Recipe, checked
@@ -35,6 +37,8 @@ class TrainingResult:
         steps: updates made.
         stopped_early: whether patience ended it.
         best_step, best_val_loss: the best evaluation, in nats a token.
+        unit: what a token is, in a word: token, character or byte.
+        bytes_a_token, characters_a_token: of the tokens that evaluations predict.
         tokens_per_second: over all steps, evaluations left out.
         elapsed_s: all in all.
     """
@@ -46,6 +50,9 @@ class TrainingResult:
     stopped_early: bool
     best_step: int
     best_val_loss: float
+    unit: str
+    bytes_a_token: float
+    characters_a_token: float
     tokens_per_second: float
     elapsed_s: float
 
@@ -55,7 +62,11 @@ class TrainingResult:
 
     @property
     def bits_a_character(self) -> float:
-        return self.best_val_loss / math.log(2)
+        return self.best_val_loss / math.log(2) / self.characters_a_token
+
+    @property
+    def bits_a_byte(self) -> float:
+        return self.best_val_loss / math.log(2) / self.bytes_a_token
 
 
 def train(recipe: Recipe, out: str | Path, progress: Progress | None = None) -> TrainingResult:
@@ -96,7 +107,10 @@ def opened(recipe: Recipe, out: str | Path, progress: Progress | None = None) ->
     directory.check_free()
     corpus = load_corpus(recipe.data)
     recipe = replace(recipe, data=corpus.sources)
-    dataset = Dataset.from_text(corpus.text, recipe.block_size)
+    if recipe.tokenizer != CHAR and Path(recipe.tokenizer).exists():
+        recipe = replace(recipe, tokenizer=str(Path(recipe.tokenizer).resolve()))
+    tokenizer = tokenizer_named(recipe.tokenizer, corpus.text)
+    dataset = Dataset.from_text(corpus.text, recipe.block_size, tokenizer)
     with directory.claimed():
         directory.check_free()  # another process may have been here while the corpus was read
         directory.write_config(_config(recipe, corpus, dataset))
@@ -129,7 +143,8 @@ def reopened(
             f"data: {', '.join(corpus.sources)} has sha256 {corpus.sha256}, and the run was trained on "
             f"{config['data']['sha256']}"
         )
-    dataset = Dataset.from_text(corpus.text, recipe.block_size)
+    tokenizer = _recorded_tokenizer(directory, config, recorded, asked, corpus)
+    dataset = Dataset.from_text(corpus.text, recipe.block_size, tokenizer)
     with directory.claimed():
         trainer = Trainer(recipe, dataset, directory, progress or Progress())
         if directory.state.exists():
@@ -138,6 +153,26 @@ def reopened(
             directory.write_config(config | {"training": recipe.to_dict()})
         dataset.tokenizer.save(directory.tokenizer)
         yield trainer
+
+
+def _recorded_tokenizer(
+    directory: RunDirectory, config: Mapping[str, Any], recorded: Recipe, asked: Mapping[str, Any], corpus: Corpus
+) -> Tokenizer:
+    """The tokenizer of a run: that of its characters, or the file in its folder.
+
+    Raises ValueError where it is not the one the run began with, or `asked` names another one.
+    """
+    if recorded.tokenizer == CHAR:
+        tokenizer = CharTokenizer.from_text(corpus.text)
+    else:
+        tokenizer = open_tokenizer(str(directory.tokenizer))
+    # Runs did not record it before there was a choice.
+    began_with = config["tokenizer"].get("sha256") if isinstance(config.get("tokenizer"), dict) else tokenizer.sha256
+    if tokenizer.sha256 != began_with:
+        raise ValueError(f"tokenizer: {directory.tokenizer} is not the one that the run was trained with")
+    if "tokenizer" in asked and tokenizer_named(asked["tokenizer"], corpus.text).sha256 != began_with:
+        raise ValueError(f"tokenizer: the run was trained with another one than {asked['tokenizer']}")
+    return tokenizer
 
 
 def complete(trainer: Trainer) -> TrainingResult:
@@ -150,9 +185,10 @@ def complete(trainer: Trainer) -> TrainingResult:
     """
     directory, counters, recipe = trainer.directory, trainer.counters, trainer.recipe
     n_parameters = trainer.model.num_parameters()
+    unit = trainer.dataset.tokenizer.UNIT
     trainer.progress.begin(
         f"{recipe.preset}, {n_parameters:,} parameters, {recipe.dtype} on {recipe.device}; data {_names(recipe)}, "
-        f"{len(trainer.dataset.train):,} characters to train on and {len(trainer.dataset.validation):,} to validate",
+        f"{len(trainer.dataset.train):,} {unit}s to train on and {len(trainer.dataset.validation):,} to validate",
         counters.step,
         recipe.steps,
     )
@@ -166,6 +202,8 @@ def complete(trainer: Trainer) -> TrainingResult:
         raise CheckpointError(f"cannot write {directory.plot}: {error.strerror or error}") from error
     except ValueError as error:
         raise CheckpointError(f"{directory.metrics} is damaged: {error}") from error
+    predicted = trainer.windows.targets[trainer.windows.targets != NO_TARGET].cpu()
+    n_bytes, n_characters = trainer.dataset.tokenizer.written(predicted)
     return TrainingResult(
         directory=directory.path,
         files=tuple(file.name for file in directory.files if file.exists()),
@@ -174,6 +212,9 @@ def complete(trainer: Trainer) -> TrainingResult:
         stopped_early=counters.step < recipe.steps,
         best_step=counters.best_step,
         best_val_loss=counters.best_val_loss,
+        unit=unit,
+        bytes_a_token=n_bytes / len(predicted),
+        characters_a_token=n_characters / len(predicted),
         tokens_per_second=counters.step * recipe.batch_size * recipe.block_size / counters.training_s,
         elapsed_s=counters.elapsed_s,
     )
@@ -184,15 +225,17 @@ def _names(recipe: Recipe) -> str:
 
 
 def _config(recipe: Recipe, corpus: Corpus, dataset: Dataset) -> dict[str, Any]:
+    unit = dataset.tokenizer.UNIT
     return {
         "model": recipe.model_config(dataset.tokenizer.vocab_size).to_dict(),
         "training": recipe.to_dict(),
         "data": {
             "sources": list(corpus.sources),
             "sha256": corpus.sha256,
-            "training_characters": len(dataset.train),
-            "validation_characters": len(dataset.validation),
+            f"training_{unit}s": len(dataset.train),
+            f"validation_{unit}s": len(dataset.validation),
         },
+        "tokenizer": {"format": dataset.tokenizer.FORMAT, "sha256": dataset.tokenizer.sha256},
         "versions": {
             "minigpt_ext": minigpt_ext.__version__,
             "torch": torch.__version__,

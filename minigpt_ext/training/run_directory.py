@@ -18,7 +18,7 @@ from minigpt_ext.training.recipe import KEYS, Recipe, resolve_device
 _FORMAT = "minigpt-run"
 _VERSION = 1
 # Settings that runs did not record before there was a choice, and what those runs did.
-_LATER_KEYS: dict[str, Any] = {"model": {}}
+_LATER_KEYS: dict[str, Any] = {"model": {}, "tokenizer": "char"}
 
 
 class RunDirectory:
@@ -31,6 +31,7 @@ class RunDirectory:
         self.path = Path(path).expanduser()
         self.config = self.path / "config.json"
         self.tokenizer = self.path / "tokenizer.json"
+        self.tokenizer_config = self.path / "tokenizer_config.json"
         self.metrics = self.path / "metrics.jsonl"
         self.state = self.path / "resume.safetensors"
         self.model = self.path / "model.safetensors"
@@ -38,7 +39,7 @@ class RunDirectory:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        return self.config, self.tokenizer, self.metrics, self.state, self.model, self.plot
+        return self.config, self.tokenizer, self.tokenizer_config, self.metrics, self.state, self.model, self.plot
 
     def check_free(self) -> None:
         """Refuse a folder that holds a run which saved anything, or files of these names that no run of ours wrote.
@@ -118,12 +119,12 @@ def recorded_recipe(config: Mapping[str, Any]) -> Recipe:
 def resumed_recipe(recorded: Recipe, asked: Mapping[str, Any]) -> Recipe:
     """`recorded`, with the larger `steps` that may be asked for.
 
-    The schedule stays the recorded one: `lr_decay_iters` does not move with `steps`. `data` is not compared here: its
-    text is, by sha256, wherever it lies now.
+    The schedule stays the recorded one: `lr_decay_iters` does not move with `steps`. `data` and `tokenizer` are not
+    compared here: what they stand for is, by sha256, wherever it lies now.
 
     Raises ValueError naming each key asked for that differs, with both values, or a device that is not there.
     """
-    asked = {key: value for key, value in asked.items() if key != "data"}
+    asked = {key: value for key, value in asked.items() if key not in ("data", "tokenizer")}
     if "device" in asked:
         asked["device"] = resolve_device(asked["device"])
     steps = asked.pop("steps", recorded.steps)

@@ -26,7 +26,7 @@ from minigpt_ext.training.recipe import Recipe
 from minigpt_ext.training.run_directory import RunDirectory
 
 ADAMW_KEYS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of each parameter
-_SAMPLE_CHARACTERS = 160
+_SAMPLE_TOKENS = 160
 
 
 class TrainingDiverged(Exception):
@@ -175,10 +175,10 @@ class Trainer:
     def sample(self) -> str:
         """A little of the model's writing. Its draws come from a generator of their own."""
         tokenizer = self.dataset.tokenizer
-        start = "\n" if "\n" in tokenizer.characters else tokenizer.characters[0]
-        ids = torch.tensor([tokenizer.encode(start)], device=self.device)
-        new = self.model.generate(ids, _SAMPLE_CHARACTERS, temperature=0.8, seed=self.counters.step)
-        return tokenizer.decode(new[0, 1:])
+        start = tokenizer.start_ids()
+        ids = torch.tensor([start], device=self.device)
+        new = self.model.generate(ids, _SAMPLE_TOKENS, temperature=0.8, seed=self.counters.step)
+        return tokenizer.decode_continuation(start, new[0, len(start) :])
 
     def autocast(self) -> AbstractContextManager:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.dtype == "bfloat16")

@@ -1,6 +1,7 @@
 """Every benchmark runs (small shapes), tells what it should, and finds out a wrong result."""
 
 import importlib
+import importlib.util
 import json
 import subprocess
 import sys
@@ -37,23 +38,51 @@ def run_main(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
     return ended.value.code, capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
-def test_benchmark_runs(name: str, tmp_path: Path, threads: int) -> None:
-    file = tmp_path / "results.json"
+def quick_run(name: str, folder: Path) -> tuple[str, dict]:
+    """What `minigpt bench NAME --quick` prints, and its JSON."""
+    file = folder / "results.json"
     result = CliRunner().invoke(app, ["bench", name, "--quick", "--threads", "1", "--json", str(file)])
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout.splitlines()[-1])
     assert told == json.loads(file.read_text())
-    assert list(tmp_path.iterdir()) == [file]
+    assert list(folder.iterdir()) == [file]
+    return result.stdout, told
+
+
+@pytest.mark.parametrize("name", [name for name in BENCHMARKS if name != "tokenizer"])
+def test_benchmark_runs(name: str, tmp_path: Path, threads: int) -> None:
+    printed, told = quick_run(name, tmp_path)
     assert CARD <= told["card"].keys() and told["card"]["threads"] == 1
     assert all(told["ceilings"][name] > 0 for name in ("read", "copy", "gemm"))
     assert told["rows"] and all(row["benchmark"] == name for row in told["rows"])
     for row in told["rows"]:
-        assert row["shape"] in result.stdout
+        assert row["shape"] in printed
         assert {"ours", "torch"} <= row["times"].keys() and row["times"].keys() - {"ours"} == row["ratios"].keys()
         assert all(0 < t["p20_us"] <= t["median_us"] <= t["p80_us"] for t in row["times"].values())
         assert 0 <= row["errors"]["ours"] < 1e-4
         assert row["rate"] > 0 and row["share"] > 0
+
+
+def test_tokenizer_benchmark_runs(tmp_path: Path, threads: int) -> None:
+    pytest.importorskip("tiktoken", reason="tiktoken is not installed")
+    pytest.importorskip("tokenizers", reason="tokenizers is not installed")
+    printed, told = quick_run("tokenizer", tmp_path)
+    training, *encoding = told["rows"]
+    assert training["times"].keys() == {"ours", "tokenizers"}
+    assert len(encoding) == 5 and all(row["times"].keys() == {"ours", "tiktoken", "tokenizers"} for row in encoding)
+    assert all(row["shape"] in printed and row["rate"] > 0 and row["work_unit"] == "MB/s" for row in told["rows"])
+
+
+def test_tokenizer_benchmark_without_its_peers(tmp_path: Path, threads: int, monkeypatch) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name in ("tiktoken", "tokenizers") else found(name, *rest),
+    )
+    printed, told = quick_run("tokenizer", tmp_path)
+    assert "tiktoken is not installed: left out; tokenizers is not installed: left out" in printed
+    assert all(row["times"].keys() == {"ours"} for row in told["rows"])
 
 
 def test_every_benchmark_file_is_known() -> None:

@@ -60,7 +60,7 @@ def test_assignments_are_typed():
         ("batchsize=8", "unknown key 'batchsize': did you mean batch_size"),
         ("max_iters=8", "did you mean steps"),
         ("lr=8", "did you mean learning_rate"),
-        ("zzzzzz=1", "the keys are data, preset, steps"),
+        ("zzzzzz=1", "the keys are data, tokenizer, preset, steps"),
         ("batch_size", "expected key=value, got 'batch_size'"),
         ("batch_size=8.5", "batch_size: expected an integer, got '8.5'"),
         ("batch_size=0", "batch_size: expected an integer, 1 or more, got 0"),
