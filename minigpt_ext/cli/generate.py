@@ -15,10 +15,12 @@ import typer
 
 from minigpt_ext.cli.errors import UserError
 from minigpt_ext.generation import stream
+from minigpt_ext.interop.ends import end_ids
 from minigpt_ext.interop.families import read_config
 from minigpt_ext.interop.pretrained import locate
 from minigpt_ext.model import GPT, KVCache
 from minigpt_ext.tokenizer import StreamDecoder, Tokenizer, load_tokenizer
+from minigpt_ext.tokenizer.chat import ChatTemplate
 from minigpt_ext.training.recipe import resolve_device
 
 MIB = 2**20
@@ -51,6 +53,15 @@ def generate(
             "where it puts one in front), or after id 0 where the vocabulary has no newline.",
         ),
     ] = "",
+    chat: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MESSAGE",
+            help="In place of --prompt: what a user says, put to the model by its chat template. Special tokens in it "
+            "are text. The answer alone is printed.",
+        ),
+    ] = None,
+    system: Annotated[str | None, typer.Option(metavar="MESSAGE", help="With --chat: the system's message.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="How many tokens to add.")] = 500,
     temperature: Annotated[
         float, typer.Option(min=0.0, metavar="T", help="Below 1 is safer, above 1 bolder; 0 is the same as --greedy.")
@@ -73,9 +84,13 @@ def generate(
     text goes to standard output as it is made, and nothing else does; the timings go to standard error.
 
     When the model's context (block_size) is full, its last block_size // 2 tokens are read anew and the text goes on.
-    Of a prompt longer than the context, the end is read. The text ends before that where the model draws the token
-    that ends texts, if its tokenizer has one.
+    Of a prompt longer than the context, the end is read. The text ends before that where the model draws a token that
+    ends texts: the tokenizer's, or one that generation_config.json names.
     """
+    if chat is not None and prompt:
+        raise UserError("--chat and --prompt both say what the model reads: give one of them, not both")
+    if system is not None and chat is None:
+        raise UserError("--system goes with --chat: it is the message before the user's")
     if greedy and temperature != USUAL_TEMPERATURE:
         raise UserError("--greedy takes the likeliest token and --temperature draws one: give one of them, not both")
     if greedy and top_k is not None:
@@ -92,7 +107,9 @@ def generate(
             raise ValueError(
                 f"{directory}: the tokenizer has {tokenizer.vocab_size} tokens and the model {gpt.config.vocab_size}"
             )
-        ids = torch.tensor([_prompt_ids(tokenizer, prompt)], device=place)
+        prompt_ids = _prompt_ids(tokenizer, prompt) if chat is None else _chat_ids(directory, tokenizer, chat, system)
+        ids = torch.tensor([prompt_ids], device=place)
+        ends = {tokenizer.eos_id, *end_ids(directory)}
         cache = gpt.new_cache(1, min(ids.shape[1] + max_new_tokens, gpt.config.block_size))
         steps = stream(
             gpt,
@@ -119,7 +136,7 @@ def generate(
         try:
             _write(prompt)
             for new_id in _timed(steps, times):
-                if new_id == tokenizer.eos_id:
+                if new_id in ends:
                     break
                 _write(_text_of(new_id, text))
         except KeyboardInterrupt:
@@ -150,6 +167,19 @@ def _prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
         except ValueError as error:
             raise ValueError(f"--prompt: {str(error).removeprefix('text: ')}") from error
     return tokenizer.start_ids()
+
+
+def _chat_ids(directory: Path, tokenizer: Tokenizer, message: str, system: str | None) -> list[int]:
+    try:
+        template = ChatTemplate.load(directory)
+    except FileNotFoundError as error:
+        raise ValueError(f"--chat: {error}; use --prompt") from error
+    messages = [] if system is None else [{"role": "system", "content": system}]
+    messages.append({"role": "user", "content": message})
+    try:
+        return template.encode(tokenizer, messages, add_generation_prompt=True)
+    except ValueError as error:
+        raise ValueError(f"--chat: {error}") from error
 
 
 def _text_of(new_id: int, text: StreamDecoder) -> str:
