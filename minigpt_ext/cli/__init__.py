@@ -20,13 +20,14 @@ app = typer.Typer(
 app.callback()(lambda: None)  # else an app of one command would not take its name
 if extension_error is None:
     from .bench import bench
+    from .export import export
     from .generate import generate
     from .inspect import inspect
     from .profile import profile
     from .tokenizer import app as tokenizer
     from .train import train
 
-    for command in (train, generate, inspect, bench, profile):
+    for command in (train, generate, export, inspect, bench, profile):
         app.command(command.__name__)(command)
     app.add_typer(tokenizer, name="tokenizer")
 app.command("doctor")(doctor)

@@ -9,6 +9,7 @@ from minigpt_ext.tokenizer.bpe import BPETokenizer
 from minigpt_ext.tokenizer.byte import ByteTokenizer
 from minigpt_ext.tokenizer.char import CharTokenizer
 from minigpt_ext.tokenizer.hf_directory import MERGES, TOKENIZER, VOCAB
+from minigpt_ext.tokenizer.hf_simple import characters_of
 from minigpt_ext.tokenizer.json_node import read_json
 
 __all__ = [
@@ -40,7 +41,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         raise FileNotFoundError(f"{path}: no tokenizer.json there; a run directory of `minigpt train` holds one")
     content = read_json(file)
     if isinstance(content.value, dict) and "model" in content.value:
-        return BPETokenizer.load(file)
+        return characters_of(content) if content["model"].get("type").value == "WordLevel" else BPETokenizer.load(file)
     name = content.get("format").value if isinstance(content.value, dict) else None
     if name not in _OURS:
         known = ", ".join([*_OURS, 'and tokenizer.json of Hugging Face, which has a "model"'])
