@@ -165,7 +165,7 @@ def extension():
     cxx = ["-O3", "-g0", "-std=c++20", "-ffp-contract=fast", "-fvisibility=hidden", "-Wall"]
     # Wide vectors are only passed between functions that are inlined; g++ errs on vector types and on std::optional.
     cxx += ["-Wno-psabi", "-Wno-ignored-attributes", "-Wno-maybe-uninitialized", "-Wno-unknown-warning-option"]
-    nvcc, link, cuda = [], [], {}
+    nvcc, link, cuda = [], ["-pthread"], {}
     if home := chosen_cuda():
         toolkit = toolkit_version(home)
         archs = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", architectures(toolkit))
@@ -181,7 +181,7 @@ def extension():
             f"-U__CUDA_NO_{name}__"
             for name in ("HALF_OPERATORS", "HALF_CONVERSIONS", "HALF2_OPERATORS", "BFLOAT16_CONVERSIONS")
         ]
-        link = ["-Wl,--no-as-needed", "-ltorch"]  # binds the current-stream function, which is a weak symbol
+        link += ["-Wl,--no-as-needed", "-ltorch"]  # binds the current-stream function, which is a weak symbol
         cuda = {
             "include_dirs": [str(home / "include")],
             "library_dirs": [str(home / "lib64")],

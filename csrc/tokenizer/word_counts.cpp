@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <exception>
+#include <system_error>
 #include <thread>
 
 #include "hash.h"
@@ -79,7 +80,10 @@ std::vector<std::string_view> cut_into_parts(const std::vector<std::string_view>
 std::vector<WordCount> count_words(const std::vector<std::string_view>& texts, Pattern pattern, int n_threads) {
   const std::vector<std::string_view> parts = cut_into_parts(texts, pattern);
   std::atomic<size_t> next_part = 0;
-  std::vector<WordTable> tables(std::clamp<size_t>(n_threads, 1, std::max<size_t>(parts.size(), 1)));
+  size_t bytes = 0;
+  for (std::string_view text : texts) bytes += text.size();
+  const size_t worth_a_thread = 1 << 16;  // bytes
+  std::vector<WordTable> tables(std::clamp<size_t>(bytes / worth_a_thread, 1, n_threads));
   std::vector<std::exception_ptr> errors(tables.size());
   const auto work = [&](size_t thread) noexcept {
     try {
@@ -95,7 +99,12 @@ std::vector<WordCount> count_words(const std::vector<std::string_view>& texts, P
     }
   };
   std::vector<std::thread> threads;
-  for (size_t thread = 1; thread < tables.size(); ++thread) threads.emplace_back(work, thread);
+  threads.reserve(tables.size());
+  try {
+    for (size_t thread = 1; thread < tables.size(); ++thread) threads.emplace_back(work, thread);
+  } catch (const std::system_error&) {
+    // The system gives no more of them: those that there are do all of the work.
+  }
   work(0);
   for (std::thread& thread : threads) thread.join();
   for (const std::exception_ptr& error : errors) {

@@ -44,15 +44,15 @@ def test_ties_runs_and_tokens_made_twice(texts, extra, pattern):
     assert_same_as_tokenizers(texts, 256 + extra, pattern)
 
 
-@pytest.mark.parametrize("n_threads", [1, 2, 7])
-def test_threads_change_nothing(n_threads):
-    """The text is long enough to be cut for several threads."""
-    text = CORPORA["code"] * 40
-    assert len(text) > 3 << 20
-    expected = _C.train_bpe(CORPORA["code"], 600, "llama3")  # counts in proportion, so the same order
-    assert _C.train_bpe(text, 600, "llama3", n_threads=n_threads) == _C.train_bpe([text], 600, "llama3", n_threads=1)
-    if CORPORA["code"].endswith("\n"):
-        assert [t for t in expected[0][:280]] == _C.train_bpe(text, 600, "llama3", n_threads=n_threads)[0][:280]
+@pytest.mark.parametrize("pattern", ["llama3", "gpt2", "none"])
+def test_threads_change_nothing(pattern):
+    """The text is long enough to be cut for several threads, at places where the pattern cuts it too."""
+    text = (CORPORA["code"][:3000] + "\n\nx\n \ny  \n" + CORPORA["prose"][:3000] + "\n\n") * (
+        3 if pattern == "none" else 600
+    )
+    expected = bpe_peers.hf_train([text], 300, pattern)[0][256:]
+    for n_threads in (1, 2, 7, 2**31 - 1):
+        assert _C.train_bpe(text, 300, pattern, n_threads=n_threads)[0][256:] == expected
 
 
 def test_trained_vocabulary_encodes_every_token_as_itself():
