@@ -53,7 +53,7 @@ def bench(
 
     Prints the machine, its ceilings measured now (bandwidth, matrix product), and a row a shape: median time (20th to
     80th percentile), torch's time over ours (above 1: ours is faster), the goal, the rate and its share of the ceiling,
-    and the worst error. The last line is all of it as JSON. Takes some three minutes on two cores, which should have
+    and the worst error. The last line is all of it as JSON. Takes some five minutes on two cores, which should have
     nothing else to do.
     """
     names = list(dict.fromkeys(names or BENCHMARKS))

@@ -50,7 +50,9 @@ def inspect(
 def _text(found: Inspection, every: bool) -> Iterator[str]:
     n_bytes = sum(info.nbytes for info in found.tensors.values())
     constants = sum(found.tensors[name].numel for name in found.constants)
-    kind = f"{found.family} family, " if found.family else ""
+    kind = f"{found.model_type}, " if found.family else ""
+    if found.model_type != found.family:
+        kind = f"{found.model_type}, of the {found.family} family, "
     numbers = f"{found.num_parameters:,} {'parameters' if found.becomes else 'numbers'}"
     yield f"{found.path}: {kind}{numbers}; {len(found.tensors)} tensors, {n_bytes:,} bytes"
     if found.constants:

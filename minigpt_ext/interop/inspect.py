@@ -31,6 +31,7 @@ class Inspection:
         file_of: the name of the file each tensor lies in.
         metadata: the files' own notes.
         family: "gpt2", "llama", "minigpt", or None where no config tells.
+        model_type: what the config calls the model within its family: "qwen3" is of the family "llama".
         config: the fields of the model's GPTConfig, or None.
         becomes: by name, the place in our model, or in brackets why there is none; empty without a config.
         constants: by name, why a tensor is no parameter: masks and tables that follow from the config, a tied head.
@@ -43,6 +44,7 @@ class Inspection:
     file_of: dict[str, str]
     metadata: dict[str, str]
     family: str | None = None
+    model_type: str | None = None
     config: dict[str, Any] | None = None
     becomes: dict[str, str] = field(default_factory=dict)
     constants: dict[str, str] = field(default_factory=dict)
@@ -70,6 +72,7 @@ class Inspection:
         return {
             "path": str(self.path),
             "family": self.family,
+            "model_type": self.model_type,
             "config": self.config,
             "files": [dict(zip(("name", "bytes", "tensors"), file, strict=True)) for file in self.files],
             "metadata": self.metadata,
@@ -117,6 +120,7 @@ def _read_plan(found: Inspection, folder: Path, checkpoint: Checkpoint) -> None:
     try:
         family = family_of(values)
         found.family = family.name
+        found.model_type = values.get("model_type", family.name)
         config = family.config_of(values)
         found.config = config.to_dict()
         plan = make_plan(checkpoint, family, config)

@@ -68,7 +68,7 @@ def run(tmp_path):
 def test_gpt2_with_its_masks_a_line_for_all_layers(gpt2):
     folder, model = gpt2
     text = command(folder)
-    assert f"gpt2 family, {model.num_parameters():,} parameters; 160 tensors" in text
+    assert f"gpt2, {model.num_parameters():,} parameters; 160 tensors" in text
     assert f"not counted: {12 * 16 * 16:,} numbers of 12 tensors" in text
     assert "n_layer 12, n_head 2, n_kv_head 2, head_dim 12, n_embd 24, mlp_width 96" in text
     rows = {line.split()[0]: line.split() for line in text.splitlines() if " F32 " in line}
@@ -126,7 +126,7 @@ def test_shards_are_listed_and_rows_say_where_they_lie(llama):
 
 def test_a_run_and_its_file(run):
     text = command(run)
-    assert "minigpt family" in text and re.search(r"^h\.\{0-1\}\.ln_1\.weight .* h\.\{n\}\.ln_1\.weight$", text, re.M)
+    assert ": minigpt, " in text and re.search(r"^h\.\{0-1\}\.ln_1\.weight .* h\.\{n\}\.ln_1\.weight$", text, re.M)
     assert inspect(run / "model.safetensors").family == "minigpt"
 
 
