@@ -5,7 +5,8 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-pytest.importorskip("transformers", reason="the oracle of this test: pip install -e '.[test]'")
+transformers = pytest.importorskip("transformers", reason="the oracle of this test: pip install -e '.[test]'")
+tokenizers = pytest.importorskip("tokenizers", reason="the oracle of this test: pip install -e '.[test]'")
 
 from hf_models import change_tensors, saved  # noqa: E402
 
@@ -32,6 +33,22 @@ def test_the_text_is_that_of_transformers(tmp_path):
     prompt = torch.tensor([TOKENIZER.encode("once upon")])
     ids = theirs.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=30, do_sample=False)
     assert result.stdout == TOKENIZER.decode(ids[0].tolist()) + "\n"
+
+
+def test_a_directory_with_a_tokenizer_of_hugging_face(tmp_path):
+    """Prompt and continuation by transformers alone, from the same directory."""
+    tokenizer = tokenizers.ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator(
+        ["the cat sat on the mat, and the dog on the log"] * 9, vocab_size=290, min_frequency=1
+    )
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer._tokenizer).save_pretrained(tmp_path)
+    theirs = saved(tmp_path, "gpt2", seed=1, vocab_size=tokenizer.get_vocab_size())
+    read = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    prompt = read("the cat, naïve", return_tensors="pt")
+    ids = theirs.generate(**prompt, max_new_tokens=25, do_sample=False, pad_token_id=0)
+    result = invoke(tmp_path, "--prompt", "the cat, naïve", "--max-new-tokens", "25")
+    assert result.exit_code == 0, result.exception
+    assert result.stdout == read.decode(ids[0]) + "\n"
 
 
 def test_ids_that_only_pad_the_vocabulary_are_never_drawn(tmp_path):
