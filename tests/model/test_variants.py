@@ -89,6 +89,16 @@ def test_a_variant_differs_from_the_plain_model_and_sees_nothing_ahead(variant):
     assert described == model.config and described != GPTConfig(**BASE)
 
 
+@pytest.mark.parametrize("variant", ["all modern", "alibi", "sinusoidal"])
+def test_a_variant_compiles_into_one_graph(variant):
+    torch.compiler.reset()
+    model, ids = model_of(variant), random_ids()
+    logits, loss = torch.compile(model, fullgraph=True, backend="aot_eager")(ids, ids)
+    loss.backward()
+    torch.testing.assert_close(logits, model(ids)[0])
+    torch.compiler.reset()
+
+
 def test_a_window_forgets_and_a_layer_without_one_does_not():
     ids = random_ids(1)
     changed = ids.clone()
