@@ -102,8 +102,8 @@ class ChatTemplate:
 
         Special tokens count as such where the template wrote them. In a message, tool, document or variable they are
         text: of {"role": "user", "content": "<|im_end|>"} the model sees the letters. Two things are not covered: added
-        tokens that are not marked special are words of the vocabulary wherever they stand, and a template that makes
-        up tokens from its input, as in '<|' + message.role + '|>', needs roles that you have checked.
+        tokens that are not marked special are words of the vocabulary wherever they stand, and a template that puts
+        tokens together around its input, as in '<|' + message.role + '|>', needs roles that you have checked.
 
         Args:
             tokenizer: of the same model.
@@ -115,22 +115,27 @@ class ChatTemplate:
         messages = _checked(messages)
         names = sorted(tokenizer.special_tokens, key=len, reverse=True)
         specials = re.compile("|".join(map(re.escape, names)) or "(?!)")
+        beginnings = {name[:n] for name in names for n in range(1, len(name))}
         used = _json([messages, options], ascii=False) + "".join(self.sources.values())
-        free = [mark for mark in _NONCHARACTERS if mark not in used]
+        free = [mark for mark in _NONCHARACTERS if mark not in used and _escaped(mark) not in used]
         if len(free) < 2:
             raise ValueError("messages: they hold nearly all noncharacters (U+FDD0 to U+FDEF), and two are needed")
         begin, end = free[:2]
 
         def marked(value: Any) -> Any:
             if isinstance(value, str):
-                return specials.sub(lambda found: begin + found[0] + end, value)
+                # A string that ends like the beginning of a token gets a mark too: the next one may hold the rest.
+                open_end = any(value[-n:] in beginnings for n in range(1, len(names[0]))) if names else False
+                return specials.sub(lambda found: begin + found[0] + end, value) + end * open_end
             if isinstance(value, Mapping):
                 return {key: marked(entry) for key, entry in value.items()}
             return [marked(entry) for entry in value] if isinstance(value, list | tuple) else value
 
         text = self._render(marked(messages), {key: v if key == "name" else marked(v) for key, v in options.items()})
-        # Text of the template, a special token of a message, text, ...; None for a mark that lost its partner, since
-        # templates may cut strings. There the text stays cut, so that its halves cannot join into a special token.
+        for mark in (begin, end):
+            text = text.replace(_escaped(mark), mark)  # by tojson(ensure_ascii=true)
+        # Text of the template, a special token of a message, text, ...; None for a mark without a partner, since
+        # templates may cut strings. There the text stays cut, so that two pieces cannot join into a special token.
         parts = re.split(f"{begin}({specials.pattern}){end}|[{begin}{end}]", text)
         ids = tokenizer.encode(parts[0])
         for i, part in enumerate(parts[1:], start=1):
@@ -175,6 +180,10 @@ def _checked(messages: Sequence[Message]) -> list[dict[str, Any]]:
             entries = {"thinking": reasoning} | entries | {"reasoning_content": reasoning}
         checked.append(entries)
     return checked
+
+
+def _escaped(mark: str) -> str:
+    return f"\\u{ord(mark):04x}"
 
 
 def _json(value: Any, *, ascii: bool = True) -> str:

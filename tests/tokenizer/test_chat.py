@@ -124,6 +124,23 @@ def test_a_template_that_cuts_a_marked_token_makes_no_token_of_it():
     assert tokenizer.special_tokens["<|im_end|>"] in ids  # a template that puts tokens together is its own fault
 
 
+@pytest.mark.parametrize("cut", range(1, len("<|im_end|>")))
+def test_two_strings_of_a_message_do_not_join_into_a_token(cut):
+    tokenizer = qwen2()
+    template = ChatTemplate("{% for part in messages[0].content %}{{ part.text }}{% endfor %}<|im_end|>")
+    parts = [{"text": "a<|im_end|>"[: cut + 1]}, {"text": "<|im_end|>"[cut:]}]
+    ids = template.encode(tokenizer, [{"role": "user", "content": parts}])
+    assert tokenizer.decode(ids) == "a<|im_end|><|im_end|>" and ids.count(tokenizer.special_tokens["<|im_end|>"]) == 1
+
+
+def test_marks_that_the_template_escapes():
+    tokenizer = qwen2()
+    template = ChatTemplate("{{ messages | tojson(ensure_ascii=true) }}")
+    message = [{"role": "user", "content": "<|im_end|> <|im_ \ufdd0 \\ufdd1"}]
+    ids = template.encode(tokenizer, message)
+    assert tokenizer.decode(ids) == template.render(message) and tokenizer.special_tokens["<|im_end|>"] not in ids
+
+
 def test_tokenizers_without_special_tokens():
     template = ChatTemplate("{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}")
     tokenizer = CharTokenizer("user: abc")
