@@ -59,8 +59,8 @@ def export(
     try:
         _check_out(out, format, force)
         source = Source.open(model, _DTYPES.get(dtype))
-        if out.resolve() == source.directory.resolve():
-            raise ValueError(f"OUT is MODEL itself, {out}: name another directory")
+        if source.directory.resolve() in (out.resolve(), *out.resolve().parents) and out.exists():
+            raise ValueError(f"OUT is MODEL itself or lies in it, {out}: name another place")
         written = (export_hf if format is FormatName.hf else export_gguf)(source, out)
     except (ValueError, OSError) as error:
         raise UserError(str(error)) from error
@@ -80,6 +80,8 @@ def _check_out(out: Path, format: FormatName, force: bool) -> None:
     if format is FormatName.gguf:
         if out.is_dir():
             raise ValueError(f"{out} is a directory, and a GGUF is a file: name it, such as {out / 'model.gguf'}")
+        if out.exists() and not out.is_file():
+            raise ValueError(f"{out} is no ordinary file: name another")
         if out.exists() and not force:
             raise ValueError(f"{out} is there already; --force writes over it")
     elif out.exists():
@@ -105,9 +107,9 @@ def _next(out: Path, format: FormatName) -> list[str]:
     path = shlex.quote(str(out))
     if format is FormatName.gguf:
         return [f"llama-cli -m {path}", f"llama-server -m {path}"]
-    load = f"AutoModelForCausalLM.from_pretrained({str(out)!r})"
+    answer = f"pipeline('text-generation', {str(out)!r})('The')"
     return [
-        f'python -c "from transformers import AutoModelForCausalLM; print({load})"',
+        f'python -c "from transformers import pipeline; print({answer})"',
         f"vllm serve {path}",
         f"minigpt generate --model {path}",
     ]

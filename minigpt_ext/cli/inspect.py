@@ -59,9 +59,9 @@ def _text(found: Inspection, every: bool) -> Iterator[str]:
         yield f"not counted: {constants:,} numbers of {len(found.constants)} tensors that are no parameters"
     if found.config:
         yield "sizes: " + ", ".join(f"{name} {found.config[name]}" for name in SIZES)
-        yield "besides: " + (", ".join(_choices(found)) or "as GPT-2")
+        yield "otherwise: " + (", ".join(_choices(found)) or "as GPT-2: LayerNorm, GELU, learned positions, biases")
     for key, value in found.metadata.items():
-        yield f"note: {_printable(key)}: {_printable(value)}"
+        yield f"metadata: {_printable(key)}: {_printable(value)}"
     yield ""
     yield from _aligned(
         ("file", "tensors", "bytes"), [(name, str(count), f"{size:,}") for name, size, count in found.files], "<>>"

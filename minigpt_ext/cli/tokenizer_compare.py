@@ -66,13 +66,13 @@ def compare(
 
     \b
     T tokens, V vocabulary, L layers, C width, H heads, H_kv key/value heads, D head dim:
-      pairs                   T (T + 1) / 2, for one head of one layer, the whole text in one context
-      attention               4 L H D FLOPs a pair: 2 D for the score, 2 D for the values
-      attention, in contexts  the same, the text cut into contexts of block_size tokens;
-                              in a layer with a window of w a token sees w at most
-      other products          2 T (weights of the layers + V C) FLOPs, V C being the head
-      embeddings              V C numbers, twice that with an untied head
-      key/value cache         2 L H_kv D T numbers of --dtype
+      pairs, text at once      T (T + 1) / 2, for one head of one layer, the whole text as one context
+      attention, text at once  4 L H D FLOPs a pair: 2 D for the score, 2 D for the values
+      attention, in contexts   the same, the text cut into contexts of block_size tokens;
+                               in a layer with a window of w a token sees w at most
+      other products           2 T (weights of the layers + V C) FLOPs, V C being the head
+      embeddings               V C numbers, twice that with an untied head
+      key/value cache          2 L H_kv D T numbers of --dtype, for the whole text
     FLOPs are of one forward pass; training costs three times as many.
 
     A vocabulary learned from the very text it is judged by looks a little better than it is.
@@ -124,12 +124,12 @@ def _model_table(seen: dict[str, TokenizedText], config: GPTConfig, dtype: Dtype
     table = _table(seen, "the model")
     rows: list[tuple[str, Callable[[TokenizedText], str]]] = [
         ("characters in a context", lambda t: f"{cost.characters_in_context(t, config):,.0f}"),
-        ("pairs, one context", lambda t: _scaled(cost.attention_pairs(t.n_tokens, t.n_tokens))),
-        ("attention, one context", lambda t: _flop(cost.attention_flops(config, t.n_tokens, t.n_tokens))),
+        ("pairs, text at once", lambda t: _scaled(cost.attention_pairs(t.n_tokens, t.n_tokens))),
+        ("attention, text at once", lambda t: _flop(cost.attention_flops(config, t.n_tokens, t.n_tokens))),
         ("attention, in contexts", lambda t: _flop(cost.attention_flops(config, t.n_tokens, config.block_size))),
         ("other products", lambda t: _flop(cost.matrix_flops(config, t.n_tokens, t.vocab_size))),
         ("embeddings", lambda t: f"{cost.embedding_weights(config, t.vocab_size):,}"),
-        ("key/value cache", lambda t: _size(cost.kv_bytes(config, t.n_tokens, dtype.size))),
+        (f"key/value cache, {dtype.value}", lambda t: _size(cost.kv_bytes(config, t.n_tokens, dtype.size))),
     ]
     for name, value in rows:
         table.add_row(name, *map(value, seen.values()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,11 @@ def replacing(path: Path) -> Iterator[Path]:
 
     The data reach the disk before the new name does, so that a kill or a power cut at any moment leaves the old file
     or the new one. If the body raises, the old file stays and the temporary one is removed.
+
+    Raises OSError where `path` is there and no file, which a device is not either: nothing must take its place.
     """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not an ordinary file", str(path))
     temporary = path.with_name(f".{path.name}.partial")
     try:
         yield temporary

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from minigpt_ext.tokenizer.json_node import Node
+from minigpt_ext.tokenizer.json_node import read_json
 from minigpt_ext.tokenizer.spec import LARGEST_ID
 
 
@@ -19,10 +18,7 @@ def end_ids(directory: Path) -> list[int]:
         file = directory / name
         if not file.is_file():
             continue
-        try:
-            config = Node(json.loads(file.read_bytes()), file)
-        except ValueError as error:
-            raise ValueError(f"{file} is not JSON: {error}") from None
+        config = read_json(file)
         ids = config.get("eos_token_id")
         if ids.value is not None:
             return [id.integer(0, LARGEST_ID) for id in (ids.items() if isinstance(ids.value, list) else [ids])]

@@ -40,15 +40,15 @@ def architecture_of(config: GPTConfig) -> str:
         architecture = "llama"  # which takes these biases too, and more besides
     reasons = []
     if narrow := [size for size in window_sizes(config) if size < config.block_size]:
-        reasons.append(f"window is {narrow[0]}, and there a token sees all before it")
+        reasons.append(f"window is {narrow[0]}, and in llama.cpp a token sees all before it")
     if architecture == "gpt2" and config.activation != "gelu_tanh":
-        reasons.append(f"activation is {config.activation!r}, and there it is 'gelu_tanh'")
+        reasons.append(f"activation is {config.activation!r}, and in llama.cpp it is 'gelu_tanh'")
     if architecture == "qwen3" and config.bias is not False:
-        reasons.append(f"bias is {config.bias!r}, and there it is False")
+        reasons.append(f"bias is {config.bias!r}, and in llama.cpp it is False")
     if special_rope and architecture == "qwen3":
-        reasons.append("rope_scaling is of the kind 'llama3', and there it is 'linear' or 'yarn'")
+        reasons.append("rope_scaling is of the kind 'llama3', and in llama.cpp it is 'linear' or 'yarn'")
     if scaling is not None and scaling.kind == "yarn" and not scaling.truncate:
-        reasons.append("rope_scaling has truncate False, and there it is True")
+        reasons.append("rope_scaling has truncate False, and in llama.cpp it is True")
     if reasons:
         raise ValueError(f"llama.cpp cannot run this model as its architecture {architecture}: {'; '.join(reasons)}")
     return architecture

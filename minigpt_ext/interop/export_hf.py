@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from minigpt_ext.data.files import replacing, write_atomically
 from minigpt_ext.model import GPTConfig, RopeScaling
-from minigpt_ext.tokenizer import BPETokenizer, CharTokenizer
+from minigpt_ext.tokenizer import BPETokenizer, CharTokenizer, Tokenizer
 from minigpt_ext.tokenizer.hf_simple import bytes_json, characters_json
 
 from .families import FAMILIES
@@ -115,19 +118,66 @@ def _rope_scaling(scaling: RopeScaling | None) -> dict[str, Any] | None:
 
 
 def export_hf(source: Source, out: Path) -> list[Path]:
-    """Write the model and its company into the directory `out`, config.json last; each file wholly or not at all.
+    """Write the model and its company into the directory `out`, which gets its files when all of them are there.
 
-    Returns the files written. Raises ValueError where no layout holds the model, before anything is written; OSError as
-    the file system does.
+    Returns the files written. Raises ValueError where no layout holds the model, before anything is written, or where
+    `out` holds files of another model that would stay beside the new ones; OSError as the file system does.
     """
     config = source.model.config
     values = hf_config(config, source.model.wte.weight.dtype)
     parts = written_tensors(source.model, FAMILIES[values["model_type"]])
     tensors = {part.theirs: tensor.detach().contiguous() for part, tensor in parts}
     tokenizer = None if source.values else source.tokenizer  # read before anything is written
-    out.mkdir(parents=True, exist_ok=True)
-    with replacing(out / "model.safetensors") as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+    with _staged(out) as folder:
+        written = _write_all(source, tokenizer, values, tensors, folder)
+        names = [file.relative_to(folder) for file in written]
+    return [out / name for name in names]
+
+
+@contextmanager
+def _staged(out: Path) -> Iterator[Path]:
+    """A folder to write into, whose files move to `out` at the end; if the body raises, `out` stays as it was."""
+    there = out.is_dir()
+    folder = out / ".export.partial" if there else out.with_name(f".{out.name}.partial")
+    shutil.rmtree(folder, ignore_errors=True)  # what a kill left
+    try:
+        folder.mkdir(parents=True)
+        yield folder
+        if there:
+            _move_into(out, folder)
+        else:
+            os.replace(folder, out)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _move_into(out: Path, folder: Path) -> None:
+    """Move the files of `folder` into `out`, config.json last. Raises ValueError where other model files are there."""
+    new = sorted((file.relative_to(folder) for file in folder.rglob("*") if file.is_file()), key=_is_config)
+    kinds = ("*.safetensors", "*.safetensors.index.json", *_COMPANY, *_TOKENIZER)
+    old = {file.relative_to(out) for kind in kinds for file in out.glob(kind)}
+    if stale := sorted(map(str, old - set(new) - {name.parent for name in new})):
+        raise ValueError(
+            f"{out} holds {', '.join(stale)} of another model, which this export does not write over and would be read "
+            "with it: move them away, or name another directory"
+        )
+    for name in new:
+        (out / name).parent.mkdir(exist_ok=True)
+        os.replace(folder / name, out / name)
+
+
+def _is_config(name: Path) -> bool:
+    return name.name == "config.json"
+
+
+def _write_all(
+    source: Source, tokenizer: Tokenizer | None, values: dict[str, Any], tensors: dict[str, torch.Tensor], out: Path
+) -> list[Path]:
+    try:
+        with replacing(out / "model.safetensors") as temporary:
+            save_file(tensors, temporary, metadata={"format": "pt"})
+    except SafetensorError as error:  # a full disk, for example
+        raise OSError(f"cannot write model.safetensors: {error}") from error
     written = [out / "model.safetensors", *_copied(_COMPANY, source.directory, out)]
     if source.values:
         written += _copied(_TOKENIZER, source.directory, out)

@@ -66,21 +66,21 @@ def _not_gpt2(config: GPTConfig) -> list[str]:
     reasons = _other_fields(config, norm=["layer_norm"], positions=["learned"], qk_norm=[False], **_NO_SOFTCAPS)
     reasons += _other_fields(config, activation=["gelu_tanh", "gelu", "relu_squared"], n_kv_head=[config.n_head])
     if config.head_dim * config.n_head != config.n_embd:
-        reasons.append(f"head_dim is {config.head_dim}, and there it is n_embd / n_head")
+        reasons.append(f"head_dim is {config.head_dim}, and in that layout it is n_embd / n_head")
     if window_sizes(config):
-        reasons.append(f"window is {config.window}, and there it is None")
+        reasons.append(f"window is {config.window}, and in that layout it is None")
     return reasons
 
 
 def _not_llama(config: GPTConfig) -> list[str]:
     reasons = _other_fields(config, norm=["rms_norm"], activation=["swiglu"], positions=["rope"], **_NO_SOFTCAPS)
     if config.rope_dim not in (None, config.head_dim):
-        reasons.append(f"rope_dim is {config.rope_dim}, and there it is head_dim, {config.head_dim}")
+        reasons.append(f"rope_dim is {config.rope_dim}, and in that layout it is head_dim, {config.head_dim}")
     if config.head_dim % 2:
-        reasons.append(f"head_dim is {config.head_dim}, and there it is even")
+        reasons.append(f"head_dim is {config.head_dim}, and in that layout it is even")
     sizes = window_sizes(config)
     if len(sizes) > 1:
-        reasons.append(f"window has the sizes {', '.join(map(str, sorted(sizes)))}, and there it has one")
+        reasons.append(f"window has the sizes {', '.join(map(str, sorted(sizes)))}, and in that layout it has one")
     if config.qk_norm:
         reasons += _other_fields(config, "with qk_norm", bias=[False, "qkv", "attention"])
     elif sizes:
@@ -91,7 +91,7 @@ def _not_llama(config: GPTConfig) -> list[str]:
 _NO_SOFTCAPS = {"attention_softcap": [None], "logit_softcap": [None]}
 
 
-def _other_fields(config: GPTConfig, where: str = "there", **allowed: list) -> list[str]:
+def _other_fields(config: GPTConfig, where: str = "in that layout", **allowed: list) -> list[str]:
     """What to say of each field that has none of the values allowed."""
     return [
         f"{name} is {getattr(config, name)!r}, and {where} it is {' or '.join(map(repr, values))}"

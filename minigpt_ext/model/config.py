@@ -154,7 +154,8 @@ class GPTConfig:
             self._set("rope_scaling", RopeScaling(**self.rope_scaling))
         if not isinstance(self.rope_scaling, RopeScaling | None):
             raise ValueError(
-                f"rope_scaling must be a RopeScaling or a mapping of its fields, not {self.rope_scaling!r}"
+                'rope_scaling must be a mapping such as {"kind": "linear", "factor": 2}, or a RopeScaling, '
+                f"not {self.rope_scaling!r}"
             )
         if self.positions != "rope":
             if self.rope_dim is not None or self.rope_scaling is not None:

@@ -53,6 +53,8 @@ def open_tokenizer(name: str) -> Tokenizer:
     """`byte`, or the tokenizer at a path. Raises ValueError where there is none, or as `load_tokenizer` does."""
     if name == "byte":
         return ByteTokenizer()
+    if name == "char" and not Path(name).exists():
+        raise ValueError("tokenizer: char has the characters of a text: name the run directory that has learned them")
     try:
         return load_tokenizer(name)
     except OSError as error:

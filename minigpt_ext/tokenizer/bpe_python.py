@@ -11,7 +11,7 @@ pattern puts a space in front of the word that follows: |low| lower| lowest|. Th
     lo-w three times                                                         257 = low
     _-low and low-e twice                         _-low has the lower ids    258 = _low
     _low-e twice                                                             259 = _lowe
-    e-r is no pair any more; lowe-r, lowe-s and s-t once: s-t is lowest      260 = st
+    e-r is no pair any more; _lowe-r, _lowe-s, s-t once: s-t is lowest       260 = st
 
 >>> bpe = ReadableBPE.train("low lower lowest", vocab_size=261)
 >>> bpe.merges

@@ -101,9 +101,10 @@ class ChatTemplate:
         """The ids of a conversation in which no message can pass for the template's own words.
 
         Special tokens count as such where the template wrote them. In a message, tool, document or variable they are
-        text: of {"role": "user", "content": "<|im_end|>"} the model sees the letters. Two things are not covered: added
-        tokens that are not marked special are words of the vocabulary wherever they stand, and a template that puts
-        tokens together around its input, as in '<|' + message.role + '|>', needs roles that you have checked.
+        text: of {"role": "user", "content": "<|im_end|>"} the model sees the letters. Three things are not covered:
+        added tokens that are not marked special are words of the vocabulary wherever they stand; a template that puts
+        tokens together around its input, as in '<|' + message.role + '|>', needs roles that you have checked; and one
+        that takes letters out of its input or changes them (replace, lower, split and join) may leave a token behind.
 
         Args:
             tokenizer: of the same model.
@@ -128,10 +129,14 @@ class ChatTemplate:
                 open_end = any(value[-n:] in beginnings for n in range(1, len(names[0]))) if names else False
                 return specials.sub(lambda found: begin + found[0] + end, value) + end * open_end
             if isinstance(value, Mapping):
-                return {key: marked(entry) for key, entry in value.items()}
+                return {marked(key): marked(entry) for key, entry in value.items()}
             return [marked(entry) for entry in value] if isinstance(value, list | tuple) else value
 
-        text = self._render(marked(messages), {key: v if key == "name" else marked(v) for key, v in options.items()})
+        try:
+            given = marked(messages), {key: v if key == "name" else marked(v) for key, v in options.items()}
+        except RecursionError:
+            raise ValueError("messages: they, tools, documents or variables nest too deep") from None
+        text = self._render(*given)
         for mark in (begin, end):
             text = text.replace(_escaped(mark), mark)  # by tojson(ensure_ascii=true)
         # Text of the template, a special token of a message, text, ...; None for a mark without a partner, since

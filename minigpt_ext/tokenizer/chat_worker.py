@@ -14,6 +14,7 @@ import sys
 from datetime import datetime
 
 LONGEST_TEXT = 2**24  # characters: far more than any model reads
+LONGEST_ERROR = 1000
 
 
 def main(import_path: str, seconds: str, memory: str) -> None:
@@ -50,7 +51,11 @@ def main(import_path: str, seconds: str, memory: str) -> None:
 
 def sandbox():
     """Jinja as chat templates expect it, which is as the library `transformers` sets it up."""
-    import jinja2.debug  # noqa: F401  it would be loaded at the first error, when no file can be opened
+    # These would be loaded at the first error, and by filters at first use, when no file can be opened.
+    import html  # noqa: F401
+    import textwrap  # noqa: F401
+
+    import jinja2.debug  # noqa: F401
     from jinja2 import TemplateError, nodes
     from jinja2.exceptions import SecurityError
     from jinja2.ext import Extension, loopcontrols
@@ -113,6 +118,8 @@ def described(error: Exception) -> str:
     line = getattr(error, "lineno", None)
     name = type(error).__name__
     text = f"{name}: {error}" if name != "TemplateError" else str(error)  # what raise_exception was given
+    # It goes to a terminal, and a template is a stranger's.
+    text = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text[:LONGEST_ERROR])
     return text + (f" (line {line})" if line else "")
 
 

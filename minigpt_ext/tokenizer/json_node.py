@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+MAX_FILE = 2**28  # bytes; the largest vocabularies in use take a tenth of it
+
 
 class Node:
     """A value of a JSON file. What it is asked for it gives in the type asked for, or raises ValueError.
@@ -95,12 +97,14 @@ class Node:
 
 def read_json(path: Path) -> Node:
     """The content of a JSON file. Raises ValueError, naming the file, where it is none; OSError as the system does."""
+    if (size := path.stat().st_size) > MAX_FILE:
+        raise ValueError(f"{path}: it has {size} bytes, and {MAX_FILE} are the limit")
     try:
         content = json.loads(path.read_bytes().decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_number)
     except RecursionError:
-        raise ValueError(f"{path}: not a tokenizer file: its lists and objects are nested too deep") from None
+        raise ValueError(f"{path}: its lists and objects are nested too deep") from None
     except ValueError as error:  # not UTF-8, not JSON, or one of ours
-        raise ValueError(f"{path}: not a tokenizer file: {error}") from None
+        raise ValueError(f"{path}: not valid JSON: {error}") from None
     return Node(content, path)
 
 

@@ -58,7 +58,10 @@ class Recipe:
     patience: int = _key("stop after so many evaluations without a new best; 0 = never", low=0)
     device: str = _key("auto, cpu, cuda or mps", one_of=("auto", "cpu", "cuda", "mps"))
     dtype: str = _key("float32, or bfloat16 (autocast)", one_of=("float32", "bfloat16"))
-    model: Mapping[str, Any] = _key("fields of the model's config in place of the preset's: model.norm=rms_norm")
+    model: Mapping[str, Any] = _key(
+        "the model's fields in place of the preset's, as JSON or a word: model.norm=rms_norm, "
+        '\'model.window=[64, null]\', \'model.rope_scaling={"kind": "linear", "factor": 2}\''
+    )
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -196,7 +199,7 @@ def checked(key: str, value: Any) -> Setting:
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Setting]:
     """`key=value` strings, as `--set` takes them, to typed settings; of a key given twice the last counts.
 
-    The value of a model's field is JSON (64, true, [64, null]), or else a word.
+    The value of a model's field is JSON (64, true, [64, null], {"kind": "linear", "factor": 2}), or else a word.
     """
     settings = {}
     for assignment in assignments:
@@ -241,6 +244,8 @@ _KINDS = {"int": "an integer", "float": "a number", "str": "a word"}
 
 
 def _json_or_word(text: str) -> Any:
+    if text in (constants := {"True": True, "False": False, "None": None}):  # as Python and GPTConfig write them
+        return constants[text]
     try:
         return json.loads(text)
     except ValueError:

@@ -9,10 +9,12 @@ import typer
 from chat_templates import CHATML
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 from tokenizer_cases import family
 from typer.testing import CliRunner
 
 from minigpt_ext.cli.errors import UserError
+from minigpt_ext.interop import export_hf as export_hf_module
 from minigpt_ext.interop.export_hf import hf_config
 from minigpt_ext.interop.families import FAMILIES
 from minigpt_ext.interop.layouts import layout_of, written_config
@@ -151,19 +153,19 @@ def test_values_beyond_f16_are_refused(tmp_path):
 
 
 OTHER = {
-    "positions is 'alibi', and there it is 'learned'": GPT2 | dict(positions="alibi"),
-    "norm is 'layer_norm', and there it is 'rms_norm'": LLAMA | dict(norm="layer_norm"),
-    "activation is 'relu_squared', and there it is 'swiglu'": LLAMA | dict(activation="relu_squared"),
-    "logit_softcap is 30.0, and there it is None": LLAMA | dict(logit_softcap=30.0),
-    "attention_softcap is 20.0, and there it is None": GPT2 | dict(attention_softcap=20.0),
-    "rope_dim is 6, and there it is head_dim, 12": LLAMA | dict(rope_dim=6),
-    "window has the sizes 4, 8, and there it has one": LLAMA | dict(window=[4, 8, None]),
+    "positions is 'alibi', and in that layout it is 'learned'": GPT2 | dict(positions="alibi"),
+    "norm is 'layer_norm', and in that layout it is 'rms_norm'": LLAMA | dict(norm="layer_norm"),
+    "activation is 'relu_squared', and in that layout it is 'swiglu'": LLAMA | dict(activation="relu_squared"),
+    "logit_softcap is 30.0, and in that layout it is None": LLAMA | dict(logit_softcap=30.0),
+    "attention_softcap is 20.0, and in that layout it is None": GPT2 | dict(attention_softcap=20.0),
+    "rope_dim is 6, and in that layout it is head_dim, 12": LLAMA | dict(rope_dim=6),
+    "window has the sizes 4, 8, and in that layout it has one": LLAMA | dict(window=[4, 8, None]),
     "bias is True, and with qk_norm it is": LLAMA | dict(qk_norm=True, bias=True),
     "bias is 'attention', and with a window it is": LLAMA | dict(window=4, bias="attention"),
-    "qk_norm is True, and there it is False": GPT2 | dict(qk_norm=True),
-    "n_kv_head is 2, and there it is 4": GPT2 | dict(n_kv_head=2),
-    "head_dim is 5, and there it is n_embd / n_head": GPT2 | dict(head_dim=5),
-    "window is 4, and there it is None": GPT2 | dict(window=4),
+    "qk_norm is True, and in that layout it is False": GPT2 | dict(qk_norm=True),
+    "n_kv_head is 2, and in that layout it is 4": GPT2 | dict(n_kv_head=2),
+    "head_dim is 5, and in that layout it is n_embd / n_head": GPT2 | dict(head_dim=5),
+    "window is 4, and in that layout it is None": GPT2 | dict(window=4),
 }
 
 
@@ -285,6 +287,30 @@ def test_what_is_there_is_not_written_over(tmp_path):
     with pytest.raises(UserError, match="nowhere"):
         export(tmp_path / "nowhere", tmp_path / "new")
     assert sorted(file.name for file in out.iterdir()) == sorted([*before, "notes.txt"])  # nothing partial stays
+
+
+def test_files_of_another_model_do_not_stay_beside_the_new_ones(tmp_path):
+    run = write_run(tmp_path / "run", random_gpt(GPTConfig(**EXPORTED["gpt2"])), chars(97))
+    out = tmp_path / "out"
+    export(run, out)
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    for stale in ("merges.txt", "chat_template.jinja", "model-00001-of-00002.safetensors"):
+        (out / stale).write_text("another model's")
+        with pytest.raises(UserError, match=f"holds {stale} of another model"):
+            export(run, out, "--force", "--dtype", "bf16")
+        (out / stale).unlink()
+        assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+
+
+def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
+    def full(tensors, path, metadata):
+        raise SafetensorError("I/O error: No space left on device")
+
+    run = write_run(tmp_path / "run", random_gpt(GPTConfig(**EXPORTED["gpt2"])), chars(97))
+    monkeypatch.setattr(export_hf_module, "save_file", full)
+    with pytest.raises(UserError, match="cannot write model.safetensors: I/O error: No space left on device"):
+        export(run, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 
 
 def test_a_tokenizer_of_another_kind_goes_along_unread(tmp_path):

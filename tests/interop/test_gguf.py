@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import unicodedata
 from dataclasses import replace
 
@@ -167,9 +168,9 @@ def check_against_llama_cpp(file, ours, tolerance, exactly=True):
 
 
 OTHER = {
-    "window is 4, and there a token sees all before it": LLAMA | dict(window=4),
-    "activation is 'gelu', and there it is 'gelu_tanh'": GPT2 | dict(activation="gelu"),
-    "bias is 'attention', and there it is False": LLAMA | dict(qk_norm=True, bias="attention"),
+    "window is 4, and in llama.cpp a token sees all before it": LLAMA | dict(window=4),
+    "activation is 'gelu', and in llama.cpp it is 'gelu_tanh'": GPT2 | dict(activation="gelu"),
+    "bias is 'attention', and in llama.cpp it is False": LLAMA | dict(qk_norm=True, bias="attention"),
     "rope_scaling is of the kind 'llama3'": LLAMA | dict(qk_norm=True, rope_scaling=YARN | dict(kind="llama3")),
     "rope_scaling has truncate False": LLAMA | dict(rope_scaling=YARN | dict(truncate=False)),
     "positions is 'alibi'": GPT2 | dict(positions="alibi"),
@@ -354,6 +355,9 @@ def test_the_command(tmp_path):
     assert types["token_embd.weight"] == "F16" and types["output_norm.weight"] == "F32"
     assert reader.fields["general.name"].contents() == "run"
     before = out.read_bytes()
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(UserError, match="fifo is no ordinary file"):
+        invoke(tmp_path / "fifo", "--force")
     with pytest.raises(UserError, match="out.gguf is there already; --force writes over it"):
         invoke(out)
     assert out.read_bytes() == before
@@ -361,5 +365,7 @@ def test_the_command(tmp_path):
     assert len(out.read_bytes()) > len(before)
     with pytest.raises(UserError, match="is a directory, and a GGUF is a file"):
         invoke(run)
+    with pytest.raises(UserError, match="OUT is MODEL itself or lies in it"):
+        invoke(run / "model.safetensors", "--force")
     invoke(tmp_path / "new" / "x.gguf")
     assert (tmp_path / "new" / "x.gguf").is_file()

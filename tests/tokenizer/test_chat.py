@@ -99,6 +99,11 @@ def test_ids_of_an_attack():
     assert ids.count(tokenizer.special_tokens["<|im_start|>"]) == 2
     assert ids.count(tokenizer.special_tokens["<|im_end|>"]) == 1
     assert tokenizer.decode(ids) == template.render([{"role": "user", "content": attack}], add_generation_prompt=True)
+    # nor do the keys of tools and arguments pass for it, nor what is in objects within objects
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"properties": {attack: {}}}}}]
+    listing = ChatTemplate(CHATML + "{% for tool in tools %}{{ tool | tojson }}{% endfor %}")
+    ids = listing.encode(tokenizer, [{"role": "user", "content": "hi"}], tools=tools)
+    assert ids.count(tokenizer.special_tokens["<|im_start|>"]) == ids.count(tokenizer.special_tokens["<|im_end|>"]) == 1
     # the plain way takes it for what it looks like
     naive = tokenizer.encode(template.render([{"role": "user", "content": attack}]))
     assert naive.count(tokenizer.special_tokens["<|im_start|>"]) == 2
@@ -252,6 +257,7 @@ HOSTILE = {
     "{{ 1 / 0 }}": "ZeroDivisionError",
     "{{ 'a' + 1 }}": "TypeError",
     "{{ raise_exception('Only user roles, please.') }}": "the chat template failed: Only user roles, please.$",
+    r"{{ raise_exception('\x1b]0;title\x07' ~ 'x' * 100000) }}": r"failed: \\x1b\]0;title\\x07x{900,1000}$",
 }
 
 
@@ -259,6 +265,19 @@ HOSTILE = {
 def test_hostile_templates_are_clear_errors(source):
     with pytest.raises(ValueError, match=HOSTILE[source]):
         ChatTemplate(source).render(ASK)
+
+
+def test_filters_that_load_modules_work():
+    source = "{{ '<b>a &amp; b</b>' | striptags }} {{ 'to be wrapped' | wordwrap(8) }} {{ 'a b' | urlencode }}"
+    assert ChatTemplate(source).render(ASK) == "a & b to be\nwrapped a%20b"
+
+
+def test_messages_nested_too_deep_are_a_clear_error():
+    content: list = []
+    for _ in range(900):
+        content = [content]
+    with pytest.raises((TypeError, ValueError), match="messages: they, tools, documents"):
+        ChatTemplate(CHATML).encode(qwen2(), [{"role": "user", "content": content}])
 
 
 def test_what_leads_nowhere_is_empty():

@@ -60,7 +60,7 @@ def test_a_merge_that_looks_like_the_version_line(tmp_path):
         ("vocab.json", b'{"a": 0, "b": 0}', "the id 0 belongs to 'a' and to 'b'"),
         ("vocab.json", b'{"a": 0, "a": 1}', 'the key "a" stands in one object more than once'),
         ("vocab.json", b'{"!": 0}', "'!' \\+ 'n'|is not in the vocabulary"),
-        ("vocab.json", b"{", "not a tokenizer file"),
+        ("vocab.json", b"{", "not valid JSON"),
         ("merges.txt", b"a b c\n", "line 1: expected two tokens with a space between"),
         ("merges.txt", b"#version: 0.2\n\na qqq\n", "line 3: 'a' \\+ 'qqq': 'qqq' is not in the vocabulary"),
         ("merges.txt", b"\xff\n", "not UTF-8: invalid start byte at byte offset 0"),

@@ -117,14 +117,14 @@ def test_a_merge_there_twice(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (b"", "not a tokenizer file"),
-        (b"\xff\xfe{}", "not a tokenizer file"),
+        (b"", "not valid JSON"),
+        (b"\xff\xfe{}", "not valid JSON"),
         (b"[]", '"format" is None'),
         (b"3", '"format" is None'),
         (b'{"model": {"type": "BPE"}, "version": "1.0", "model": {}}', 'the key "model" stands in one object more'),
         (b'{"model": NaN}', "NaN is no number in JSON"),
-        (b'{"model": ' + b"9" * 5000 + b"}", "not a tokenizer file"),
-        (b'{"model":' * 1_000_000, "not a tokenizer file: its lists and objects are nested too deep"),
+        (b'{"model": ' + b"9" * 5000 + b"}", "not valid JSON"),
+        (b'{"model":' * 1_000_000, "its lists and objects are nested too deep"),
         (b'{"model": ' + b"[" * 10_000_000, "nested too deep"),
     ],
     ids=["empty", "utf-16", "list", "number", "twice", "nan", "digits", "objects", "lists"],

@@ -110,7 +110,7 @@ def test_compare(command, text, learned):
     assert re.search(r"other products( +[\d.]+ GFLOP){4}", out)
     # a key and a value, 4 layers, 4 heads of 64, 2 bytes a number
     cache = [f"{2 * 4 * 4 * 64 * 2 * n / 2**20:.1f} MiB" for n in (20_000, n_bytes, tokens)]
-    assert re.search("key/value cache +" + " +".join(map(re.escape, cache)), out)
+    assert re.search("key/value cache, bfloat16 +" + " +".join(map(re.escape, cache)), out)
 
 
 def test_compare_with_a_run_directory_and_standard_input(command, tmp_path):
@@ -129,7 +129,7 @@ def test_compare_with_a_run_directory_and_standard_input(command, tmp_path):
         (["train", "--out", "new", "--data", "nothing"], "data: 'nothing' is not a file, a folder, or one of"),
         (["train", "--out", "new", "--data", "file", "--special", ""], "one has no content"),
         (["encode", "--tokenizer", "nothing", "x"], "tokenizer: nothing: no tokenizer.json there"),
-        (["encode", "--tokenizer", "file", "x"], "file: not a tokenizer file"),
+        (["encode", "--tokenizer", "file", "x"], "file: not valid JSON"),
         (["encode", "--tokenizer", "bpe", "--file", "file", "x"], "--file and a text are both given"),
         (["encode", "--tokenizer", "bpe", "--file", "nothing"], "'nothing' is not a file"),
         (["encode", "--tokenizer", "bpe", "a\udcff"], "text[1] is U+DCFF, a lone surrogate"),

@@ -86,7 +86,7 @@ def test_a_wrong_assignment_is_refused_by_name(assignment, message):
 
 
 def test_fields_of_the_model_go_before_the_presets():
-    asked = parse_assignments(["model.window=[8, null]", "model.norm=rms_norm", "model.qk_norm=true"])
+    asked = parse_assignments(["model.window=[8, null]", "model.norm=rms_norm", "model.qk_norm=True"])
     recipe = make_recipe({"preset": "tiny", **asked})
     config = recipe.model_config(65)
     assert (config.window, config.norm, config.qk_norm, config.n_embd) == ((8, None), "rms_norm", True, 128)
