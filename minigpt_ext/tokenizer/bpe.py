@@ -231,6 +231,7 @@ class BPETokenizer(Tokenizer):
             text = SPACE_MARK + text if text else text
         if self.spec.metaspace in ("prepend", "replace"):
             text = text.replace(" ", SPACE_MARK)
+        # By Python's tables, which know combining marks that an older Unicode, as other tokenizers have, does not.
         return unicodedata.normalize("NFC", text) if self.spec.nfc else text
 
     def _decoded(self, token: AddedToken) -> str:
