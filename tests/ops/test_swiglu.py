@@ -24,7 +24,9 @@ def check(x: torch.Tensor, dy: torch.Tensor) -> dict:
         "out": largest(gate * up),
         "dx": max(2 * largest(dy.double() * up), largest(dy.double() * gate)),
     }
-    sizes = {name: (largest(reference[name]), added_up[name]) for name in reference}
+    # In float64 torch is the reference and has no error of its own; ours rounds after each of four factors.
+    roundings = 4 if x.dtype == torch.float64 else 1
+    sizes = {name: (largest(reference[name]), roundings * added_up[name]) for name in reference}
     assert_all_accurate("swiglu", ours, torchs, reference, sizes)
     return ours
 
