@@ -70,7 +70,7 @@ def test_text_must_be_text():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "not a tokenizer file"),
+        ("{", "not valid JSON"),
         ("[]", '"format" is None'),
         ('{"format": "other"}', "minigpt-char"),
         (json.dumps({"format": "minigpt-char", "version": 2, "characters": "a"}), "version 2"),
