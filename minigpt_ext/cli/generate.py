@@ -186,7 +186,7 @@ def _text_of(new_id: int, text: StreamDecoder) -> str:
     """What the id adds to the text, which is nothing yet where a character is not whole."""
     try:
         return text.push(new_id)
-    except ValueError:  # of a padded vocabulary: no token, but a model that was trained little may draw it
+    except ValueError:  # a hole in the vocabulary: no token, but a model that was trained little may draw it
         return "\ufffd"
 
 

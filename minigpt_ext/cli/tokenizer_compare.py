@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from enum import Enum
@@ -16,6 +15,8 @@ from rich.table import Table
 
 from minigpt_ext.cli.errors import UserError
 from minigpt_ext.data import load_corpus
+from minigpt_ext.interop.families import family_of, read_config
+from minigpt_ext.interop.pretrained import locate
 from minigpt_ext.model import GPTConfig
 from minigpt_ext.model.config import PRESETS
 from minigpt_ext.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer, open_tokenizer
@@ -55,7 +56,8 @@ def compare(
         ),
     ] = None,
     model: Annotated[
-        str, typer.Option(metavar="NAME|DIR", help="The model that reads it: a preset, or a run directory.")
+        str,
+        typer.Option(metavar="MODEL", help="What reads it: a preset, a run, a Hugging Face directory, or a hub id."),
     ] = "gpt2",
     dtype: Annotated[Dtype, typer.Option(help="Of the numbers in the key/value cache.")] = Dtype.bfloat16,
 ) -> None:
@@ -147,14 +149,15 @@ def _table(seen: dict[str, TokenizedText], corner: str) -> Table:
 def _config(name: str) -> GPTConfig:
     if name in PRESETS:
         return GPTConfig.preset(name)
-    file = Path(name) / "config.json"
-    if not file.is_file():
-        raise ValueError(f"--model: {name!r} is neither a run directory nor one of {', '.join(PRESETS)}")
     try:
-        run = json.loads(file.read_bytes())
-        return GPTConfig.from_dict(run["model"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"--model: {file} is not the config of a run: {error}") from None
+        directory = locate(name)
+        values = read_config(directory)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"--model: {error}; or name a preset: {', '.join(PRESETS)}") from error
+    try:
+        return family_of(values).config_of(values)
+    except ValueError as error:
+        raise ValueError(f"--model: {directory / 'config.json'}: {error}") from error
 
 
 def _standard_input() -> str:

@@ -113,6 +113,16 @@ def test_compare(command, text, learned):
     assert re.search("key/value cache, bfloat16 +" + " +".join(map(re.escape, cache)), out)
 
 
+def test_compare_reads_configs_of_hugging_face(command, tmp_path):
+    sizes = dict(vocab_size=9, hidden_size=24, num_hidden_layers=3, num_attention_heads=4, intermediate_size=32)
+    config = dict(model_type="llama", max_position_embeddings=77, num_key_value_heads=2) | sizes
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    code, out, _ = command("compare", "low lower lowest", "--model", tmp_path, "--dtype", "float32")
+    assert code == 0 and "(3 layers, width 24, context 77)" in out
+    # a key and a value, 3 layers, 2 heads of 6, 4 bytes a number, 16 characters
+    assert re.search(rf"key/value cache, float32 +{2 * 3 * 2 * 6 * 4 * 16 / 1024:.1f} KiB", out)
+
+
 def test_compare_with_a_run_directory_and_standard_input(command, tmp_path):
     model = {"vocab_size": 65, "block_size": 32, "n_layer": 1, "n_head": 2, "n_embd": 8}
     (tmp_path / "config.json").write_text(json.dumps({"format": "minigpt-run", "version": 1, "model": model}))
@@ -135,8 +145,11 @@ def test_compare_with_a_run_directory_and_standard_input(command, tmp_path):
         (["encode", "--tokenizer", "bpe", "a\udcff"], "text[1] is U+DCFF, a lone surrogate"),
         (["decode", "--tokenizer", "bpe", "1", "400"], "ids: got 400, allowed are 0 to 399"),
         (["decode", "--tokenizer", "bpe", "x"], "ids: expected integers, got 'x'"),
-        (["compare", "x", "--model", "nothing"], "--model: 'nothing' is neither a run directory nor one of tiny"),
-        (["compare", "x", "--model", "wrong"], "config.json is not the config of a run"),
+        (
+            ["compare", "x", "--model", "nothing"],
+            "--model: there is no directory nothing, and 'nothing' is no id of the hub",
+        ),
+        (["compare", "x", "--model", "wrong"], 'config.json: "model_type" is None; supported are gpt2, llama'),
         (["compare", "x", "--data", "file"], "--data and a text are both given"),
         (["compare", ""], "the text is empty"),
         (["compare", "x", "--vocab-size", "3"], "vocab_size: expected an integer of 256 at least"),
