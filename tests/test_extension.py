@@ -34,7 +34,7 @@ def architectures() -> list[str]:
 def test_build_info():
     assert set(INFO) >= {"compiler", "torch_target", "pybind11", "cuda_toolkit", "cuda_archs"}
     assert (INFO["cuda_toolkit"] is None) == (INFO["cuda_archs"] is None)
-    assert _C.simd_level() in ("portable", "avx2", "avx512")
+    assert _C.simd_level() in ("portable", "avx2", "avx2_vnni", "avx512", "avx512_bf16")
 
 
 def test_where_cuda_is_insisted_on_it_is_there():

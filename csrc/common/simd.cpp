@@ -7,21 +7,25 @@
 namespace minigpt::simd {
 namespace {
 
-constexpr const char* names[] = {"portable", "avx2", "avx512"};
+constexpr const char* names[] = {"portable", "avx2", "avx2_vnni", "avx512", "avx512_bf16"};
+constexpr Level levels[] = {Level::portable, Level::avx2, Level::avx2_vnni, Level::avx512, Level::avx512_bf16};
 
 Level choose() {
   const char* wanted = std::getenv("MINIGPT_SIMD");
   if (wanted && *wanted) {
-    for (Level level : {Level::portable, Level::avx2, Level::avx512}) {
+    std::string allowed;
+    for (Level level : levels) {
+      allowed += (allowed.empty() ? "" : ", ") + std::string(names[int(level)]);
       if (std::string(wanted) != names[int(level)]) continue;
       if (level_supported(level)) return level;
       throw std::runtime_error("MINIGPT_SIMD=" + std::string(wanted) + ": this CPU does not have it");
     }
-    throw std::runtime_error("MINIGPT_SIMD=" + std::string(wanted) + ": allowed are portable, avx2, avx512");
+    throw std::runtime_error("MINIGPT_SIMD=" + std::string(wanted) + ": allowed are " + allowed);
   }
-  for (Level level : {Level::avx512, Level::avx2})
-    if (level_supported(level)) return level;
-  return Level::portable;
+  Level best = Level::portable;
+  for (Level level : levels)
+    if (level_supported(level)) best = level;
+  return best;
 }
 
 }  // namespace
@@ -32,8 +36,13 @@ bool level_supported(Level wanted) {
   // The marks of x86-64-v3 and v4 (not every compiler knows those names here); a CPU that has these has the rest.
   const bool avx2 = HAS("avx2") && HAS("fma") && HAS("bmi") && HAS("bmi2");
   if (wanted == Level::avx2) return avx2;
-  if (wanted == Level::avx512)
-    return avx2 && HAS("avx512f") && HAS("avx512bw") && HAS("avx512cd") && HAS("avx512dq") && HAS("avx512vl");
+  const bool avx512 =
+      avx2 && HAS("avx512f") && HAS("avx512bw") && HAS("avx512cd") && HAS("avx512dq") && HAS("avx512vl");
+  if (wanted == Level::avx512) return avx512;
+#ifdef MINIGPT_DOTS
+  if (wanted == Level::avx2_vnni) return avx2 && HAS("avxvnni");
+  if (wanted == Level::avx512_bf16) return avx512 && HAS("avx512vnni") && HAS("avx512bf16");
+#endif
 #undef HAS
 #endif
   return wanted == Level::portable;

@@ -16,15 +16,21 @@
 #ifdef __x86_64__
 #define TARGET_AVX2 __attribute__((target("arch=x86-64-v3")))
 #define TARGET_AVX512 __attribute__((target("arch=x86-64-v4")))
+#if !defined(__clang__)  // clang wants a builtin's instruction set named in the very function that has it: see dots.h
+#define MINIGPT_DOTS 1
+#define TARGET_AVX2_VNNI __attribute__((target("arch=x86-64-v3,avxvnni")))
+#define TARGET_AVX512_BF16 __attribute__((target("arch=x86-64-v4,avx512vnni,avx512bf16")))
+#endif
 #endif
 
 namespace minigpt::simd {
 
 // ---- which instruction set ----------------------------------------------------------------------------------------
 
-enum class Level { portable, avx2, avx512 };
+// avx2_vnni: with 8-bit dot products (AVX-VNNI); avx512_bf16: with 8-bit (AVX512-VNNI) and bf16 ones (AVX512-BF16).
+enum class Level { portable, avx2, avx2_vnni, avx512, avx512_bf16 };
 
-// The best level this CPU has; MINIGPT_SIMD=portable|avx2|avx512 asks for a lower one. Fixed at the first call.
+// The best level this CPU has; MINIGPT_SIMD, set to one of their names, asks for a lower one. Fixed at the first call.
 Level level();
 const char* level_name();
 bool level_supported(Level wanted);
@@ -49,8 +55,10 @@ template <class Body, class... Args>
 void call(Args... args) {
   switch (level()) {
 #ifdef __x86_64__
+    case Level::avx512_bf16:
     case Level::avx512:
       return run_avx512<Body>(args...);
+    case Level::avx2_vnni:
     case Level::avx2:
       return run_avx2<Body>(args...);
 #endif

@@ -250,6 +250,10 @@ def test_marks_of_steps_within_steps(engine) -> None:
     environment = os.environ | {engine.MARK: "outerinner"}
     with subprocess.Popen(["sleep", "60"], env=environment) as process:
         try:
+            # The kernel fills a new program's environment in a little after Popen has been told that it runs.
+            deadline = time.monotonic() + 10
+            while not engine.marked_processes("outer") and time.monotonic() < deadline:
+                time.sleep(0.01)
             assert engine.marked_processes("outer") == engine.marked_processes("inner") == [process.pid]
             assert engine.marked_processes("other") == []
             engine.end_processes("outer")
