@@ -26,6 +26,13 @@ struct DecodeAttentionParams {
 };
 
 void decode_attention_cpu(const DecodeAttentionParams& p);
+// The same in parts, for a caller with threads of its own: tasks 0 ... decode_attention_tasks(p) - 1 in any order and on any
+// threads; then, behind a barrier, the merges likewise (none with a single split).
+int64_t decode_attention_tasks(const DecodeAttentionParams& p);
+void decode_attention_task_cpu(const DecodeAttentionParams& p, int64_t task);
+int64_t decode_attention_merges(const DecodeAttentionParams& p);
+void decode_attention_merge_cpu(const DecodeAttentionParams& p, int64_t merge);
+
 void decode_attention_cuda(const DecodeAttentionParams& p, CudaStream stream);
 
 }  // namespace minigpt

@@ -229,23 +229,37 @@ struct Merge {
   }
 };
 
+// One new token a sequence: a task takes all heads.
+int64_t head_ranges(const PagedLayout& l) { return new_token_rows(l) > l.B ? l.H_kv : 1; }
+
 }  // namespace
+
+int64_t decode_attention_tasks(const DecodeAttentionParams& p) { return p.layout.B * head_ranges(p.layout) * p.splits; }
+
+void decode_attention_task_cpu(const DecodeAttentionParams& p, int64_t task) {
+  const int64_t ranges = head_ranges(p.layout), heads = p.layout.H_kv / ranges;
+  const int64_t split = task % p.splits, range = task / p.splits % ranges, b = task / p.splits / ranges;
+  dispatch(p.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    simd::call<Attend<T>>(&p, b, range * heads, (range + 1) * heads, split);
+  });
+}
+
+int64_t decode_attention_merges(const DecodeAttentionParams& p) {
+  return p.splits > 1 ? new_token_rows(p.layout) * p.H : 0;
+}
+
+void decode_attention_merge_cpu(const DecodeAttentionParams& p, int64_t merge) {
+  dispatch(p.dtype, [&](auto type) { simd::call<Merge<typename decltype(type)::type>>(&p, merge); });
+}
 
 void decode_attention_cpu(const DecodeAttentionParams& p) {
   const PagedLayout& l = p.layout;
-  const int64_t rows = l.query_start ? l.T : l.B * l.T;
   int64_t keys = 0;
   for (int64_t b = 0; b < l.B; ++b) keys += l.seq_lens[b];
-  const bool worth_waking = keys * l.D * p.H * rows / std::max<int64_t>(1, l.B) > 100000;
-  const int64_t head_ranges = rows > l.B ? l.H_kv : 1, heads = l.H_kv / head_ranges;
-  dispatch(p.dtype, [&](auto type) {
-    using T = typename decltype(type)::type;
-    parallel_tasks(l.B * head_ranges * p.splits, worth_waking, [&](int64_t task) {
-      const int64_t split = task % p.splits, range = task / p.splits % head_ranges, b = task / p.splits / head_ranges;
-      simd::call<Attend<T>>(&p, b, range * heads, (range + 1) * heads, split);
-    });
-    if (p.splits > 1) parallel_tasks(rows * p.H, worth_waking, [&](int64_t at) { simd::call<Merge<T>>(&p, at); });
-  });
+  const bool worth_waking = keys * l.D * p.H * new_token_rows(l) / std::max<int64_t>(1, l.B) > 100000;
+  parallel_tasks(decode_attention_tasks(p), worth_waking, [&](int64_t i) { decode_attention_task_cpu(p, i); });
+  parallel_tasks(decode_attention_merges(p), worth_waking, [&](int64_t i) { decode_attention_merge_cpu(p, i); });
 }
 
 }  // namespace minigpt

@@ -4,33 +4,9 @@
 #include "../common/score_checks.h"
 #include "../kv_append/paged_checks.h"
 #include "decode_attention.h"
+#include "decode_splits.h"
 
 namespace minigpt {
-namespace {
-
-struct Splits {
-  int64_t count, keys;
-};
-
-// Into how many runs a long cache is cut, so that there is work for many threads or blocks also where sequences and heads
-// are few. The numbers depend on the shapes (and on the CPU the lengths) alone, never on the threads: results repeat.
-Splits splits_for(const PagedLayout& l, int64_t rows, bool cuda) {
-  int64_t longest = l.max_blocks * l.block_size;
-  int64_t tasks = l.B * l.H_kv, wanted_tasks = 512, least_keys = 256;
-  if (!cuda) {
-    longest = 0;
-    for (int64_t b = 0; b < l.B; ++b) longest = std::max<int64_t>(longest, l.seq_lens[b]);
-    wanted_tasks = 64;
-    if (rows <= l.B) tasks = l.B, least_keys = 64;  // one new token a sequence: its task takes all heads
-  }
-  const int64_t wanted =
-      std::max<int64_t>(1, std::min(wanted_tasks / std::max<int64_t>(1, tasks), longest / least_keys));
-  const int64_t keys = std::max<int64_t>(1, (longest + wanted - 1) / wanted);
-  return {std::max<int64_t>(1, (longest + keys - 1) / keys), keys};
-}
-
-}  // namespace
-
 Tensor decode_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, const Tensor& block_table,
                         const Tensor& seq_lens, const std::optional<Tensor>& query_start, double scale, int64_t window,
                         const std::optional<Tensor>& alibi_slopes, double softcap) {
@@ -44,12 +20,12 @@ Tensor decode_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_
   check(std::isfinite(scale), op, ": scale must be finite, got ", scale);
   check(window >= 0, op, ": window must be positive, or 0 for none, got ", window);
   check_score_rule(alibi_slopes, softcap, q, H, /*causal=*/true, op);
-  const int64_t rows = query_start ? layout.T : layout.B * layout.T;
+  const int64_t rows = new_token_rows(layout);
   check_tables(layout, block_table, seq_lens, query_start, /*before=*/false, op);
 
   Tensor out = empty(q, {q.sizes().begin(), q.sizes().end()}, q.scalar_type());
   if (q.numel() == 0) return out;
-  const Splits splits = splits_for(layout, rows, runs_cuda(q));
+  const DecodeSplits splits = runs_cuda(q) ? decode_splits_cuda(layout) : decode_splits_cpu(layout);
   const int64_t scratch_rows = splits.count > 1 ? rows : 0;
   Tensor partial_out = empty(q, {scratch_rows, H, splits.count, D}, accumulate_type(dtype));
   Tensor partial_stats = empty(q, {scratch_rows, H, splits.count, 2}, accumulate_type(dtype));

@@ -19,6 +19,9 @@ struct PagedLayout {
   int64_t T;                   // new tokens a sequence; with query_start, the total over the batch
 };
 
+// Rows of the packed new tokens, over the whole batch.
+inline int64_t new_token_rows(const PagedLayout& c) { return c.query_start ? c.T : c.B * c.T; }
+
 struct KvAppendParams {
   PagedLayout layout;
   int64_t element_size;  // bytes; the values are copied, never read
@@ -29,6 +32,7 @@ struct KvAppendParams {
 };
 
 void kv_append_cpu(const KvAppendParams& p);
+void kv_append_rows_cpu(const KvAppendParams& p, int64_t begin, int64_t end);  // of the packed new tokens
 void kv_append_cuda(const KvAppendParams& p, CudaStream stream);
 
 }  // namespace minigpt

@@ -11,9 +11,6 @@ struct NewToken {
   int64_t b, i, count;
 };
 
-// Rows of the packed new tokens, over the whole batch.
-__host__ DEVICE int64_t new_token_rows(const PagedLayout& c) { return c.query_start ? c.T : c.B * c.T; }
-
 DEVICE NewToken find_new_token(const PagedLayout& c, int64_t r) {
   if (!c.query_start) return {r / c.T, r % c.T, c.T};
   if (c.B == 0) return {0, 0, 0};

@@ -1,0 +1,36 @@
+// How a long cache is cut into runs of keys, so that there is work for many threads or blocks also where sequences and heads
+// are few. It depends on the shapes (on a CPU on the lengths too) alone, never on the threads: results repeat.
+#pragma once
+#include <algorithm>
+
+#include "../kv_append/kv_append.h"
+
+namespace minigpt {
+
+struct DecodeSplits {
+  int64_t count, keys;
+};
+
+inline constexpr int64_t kMostDecodeSplitsCpu = 64;
+
+// `tasks` there are without a cut; `most` of them are wanted, each of at least least_keys.
+inline DecodeSplits decode_splits(int64_t longest, int64_t tasks, int64_t most, int64_t least_keys) {
+  const int64_t wanted = std::max<int64_t>(1, std::min(most / std::max<int64_t>(1, tasks), longest / least_keys));
+  const int64_t keys = std::max<int64_t>(1, (longest + wanted - 1) / wanted);
+  return {std::max<int64_t>(1, (longest + keys - 1) / keys), keys};
+}
+
+// On a CPU the task of one new token takes all heads, see decode_attention_cpu.cpp.
+inline DecodeSplits decode_splits_cpu(const PagedLayout& l) {
+  int64_t longest = 0;
+  for (int64_t b = 0; b < l.B; ++b) longest = std::max<int64_t>(longest, l.seq_lens[b]);
+  if (new_token_rows(l) <= l.B) return decode_splits(longest, l.B, kMostDecodeSplitsCpu, 64);
+  return decode_splits(longest, l.B * l.H_kv, kMostDecodeSplitsCpu, 256);
+}
+
+// A GPU's lengths are on the device: what the table could hold counts.
+inline DecodeSplits decode_splits_cuda(const PagedLayout& l) {
+  return decode_splits(l.max_blocks * l.block_size, l.B * l.H_kv, 512, 256);
+}
+
+}  // namespace minigpt
