@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "common/simd.h"
+#include "decoder/kernel_bindings.h"
 #include "tokenizer/tokenizer.h"
 
 STABLE_TORCH_LIBRARY(minigpt, m) { minigpt::define_ops(m); }
@@ -35,4 +36,5 @@ PYBIND11_MODULE(_C, m) {
   });
   m.def("simd_level", &minigpt::simd::level_name, "The instruction set that the CPU kernels use.");
   minigpt::bind_tokenizer(m);
+  minigpt::bind_decoder_kernels(m);
 }

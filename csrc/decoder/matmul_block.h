@@ -1,0 +1,121 @@
+// The loops around a kernel. A kernel multiplies some rows of x by a panel of weights, for a part of K:
+//
+//   struct Kernel {
+//     template <simd::Isa isa> static constexpr int most_rows;
+//     template <simd::Isa isa, int Rows> static ALWAYS_INLINE void block(const Product& p, const Block& b);
+//   };
+#pragma once
+#include <algorithm>
+
+#include "../common/dots.h"
+#include "input.h"
+
+namespace minigpt::decoder {
+
+struct Product {
+  const std::byte *weights, *input;
+  int64_t panel_bytes, input_row_bytes;
+  int64_t scales, offsets;  // where these begin in a row of the input, in words
+  float* y;
+  int64_t y_stride;
+  const float* bias;
+  int64_t M, N, steps;  // steps of K in all: of words, or of groups
+};
+
+struct Block {
+  const std::byte* panel;
+  int64_t n, m;        // first row of W and of x; rows behind the last of x repeat it
+  int64_t begin, end;  // of the steps
+};
+
+// The parts of a block that both kinds of weights share: where its rows lie, and its sums in y.
+template <simd::Isa isa, int Rows, int U>
+struct Tile {
+  using V = simd::Vector<float, isa.bytes>;
+  static constexpr int W = simd::lanes<float, isa.bytes>;
+
+  const Product& p;
+  const Block& b;
+  int64_t n;  // of the first vector
+
+  ALWAYS_INLINE int64_t row(int r) const { return std::min(b.m + r, p.M - 1); }
+  ALWAYS_INLINE const uint32_t* input(int r) const {
+    return reinterpret_cast<const uint32_t*>(p.input + row(r) * p.input_row_bytes);
+  }
+
+  ALWAYS_INLINE void load(V (&sum)[Rows][U]) const {
+    for (int r = 0; r < Rows; ++r)
+      for (int u = 0; u < U; ++u) {
+        const int64_t at = n + u * W;
+        sum[r][u] =
+            b.begin > 0 && at < p.N ? simd::load_part<isa.bytes>(p.y + row(r) * p.y_stride + at, p.N - at) : V{};
+      }
+  }
+
+  ALWAYS_INLINE void store(const V (&sum)[Rows][U]) const {
+    for (int u = 0; u < U; ++u) {
+      const int64_t at = n + u * W;
+      if (at >= p.N) return;
+      const bool last = p.bias && b.end == p.steps;
+      const V bias = last ? simd::load_part<isa.bytes>(p.bias + at, p.N - at) : V{};
+      for (int r = 0; r < Rows; ++r)
+        simd::store_part<isa.bytes>(p.y + row(r) * p.y_stride + at, sum[r][u] + bias, p.N - at);
+    }
+  }
+};
+
+// Blocks of K and of rows that stay in the second cache while the panels go by: about 100 KiB of a panel, which is read
+// again for each few rows, and some 700 KiB of x.
+constexpr int64_t rows_at_once = 240, words_at_once = 768;
+
+template <class Kernel>
+struct Multiply {
+  template <simd::Isa isa>
+  static ALWAYS_INLINE void rows(const Product& p, Block b, int64_t end) {
+    constexpr int most = Kernel::template most_rows<isa>;
+    while (b.m < end) {
+      const int64_t left = end - b.m;
+      if constexpr (most >= 12)
+        if (left > 8) {
+          Kernel::template block<isa, 12>(p, b);
+          b.m += 12;
+          continue;
+        }
+      if constexpr (most >= 8)
+        if (left > 4) {
+          Kernel::template block<isa, 8>(p, b);
+          b.m += 8;
+          continue;
+        }
+      if constexpr (most >= 4)
+        if (left > 2) {
+          Kernel::template block<isa, 4>(p, b);
+          b.m += 4;
+          continue;
+        }
+      if (left > 1)
+        Kernel::template block<isa, 2>(p, b);
+      else
+        Kernel::template block<isa, 1>(p, b);
+      b.m += 2;
+    }
+  }
+
+  template <simd::Isa isa>
+  static ALWAYS_INLINE void run(Product p, int64_t n_begin, int64_t n_end) {
+    const int64_t step = p.M <= 12 ? p.steps : words_at_once / Kernel::words;
+    for (int64_t m = 0; m < p.M; m += rows_at_once)
+      for (int64_t k = 0; k < p.steps; k += step)
+        for (int64_t n = n_begin; n < n_end; n += panel_rows) {
+          const Block block{p.weights + n / panel_rows * p.panel_bytes, n, m, k, std::min(k + step, p.steps)};
+          rows<isa>(p, block, std::min(m + rows_at_once, p.M));
+        }
+  }
+
+  template <int Bytes>  // for kernels without dot products
+  static ALWAYS_INLINE void run(Product p, int64_t n_begin, int64_t n_end) {
+    run<simd::Isa{Bytes, false, false}>(p, n_begin, n_end);
+  }
+};
+
+}  // namespace minigpt::decoder

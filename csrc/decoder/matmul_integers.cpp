@@ -1,0 +1,83 @@
+// int8 and int4 weights: a group of 32 columns at a time. Its products are summed exactly in int32, beginning with what
+// takes the weights' offset out, and join the float sum by the product of both scales.
+#include "matmul_kernels.h"
+
+namespace minigpt::decoder {
+namespace {
+
+template <WeightFormat format>
+struct Integers {
+  template <simd::Isa isa>
+  static constexpr int most_rows = isa.bytes == 64 ? 8 : 2;
+  static constexpr int words = group_size / 4;  // in a step, for a row of the input
+  static constexpr bool four = format == WeightFormat::int4;
+  static constexpr int group_words = panel_rows / 2 + panel_rows * words / (four ? 2 : 1);  // of the weights
+
+  template <simd::Isa isa, int Rows, int U>
+  static ALWAYS_INLINE void columns(const Product& p, const Block& b, int u0) {
+    using T = Tile<isa, Rows, U>;
+    using V = typename T::V;
+    using I = simd::Vector<int32_t, isa.bytes>;
+    using Words = simd::Words<isa.bytes>;
+    constexpr int Set = Rows < 4 ? Rows : 4;  // rows whose integer sums are kept at once
+    const T tile{p, b, b.n + u0 * T::W};
+    const uint32_t* x[Rows];
+    for (int r = 0; r < Rows; ++r) x[r] = tile.input(r);
+    const auto* w = reinterpret_cast<const uint32_t*>(b.panel) + b.begin * group_words;
+    V sum[Rows][U];
+    tile.load(sum);
+    for (int64_t g = b.begin; g < b.end; ++g, w += group_words) {
+      const uint32_t* q = w + panel_rows / 2 + u0 * T::W;
+      V scale[U];
+      for (int u = 0; u < U; ++u) scale[u] = scales<isa>(w, u0 + u);
+      for (int first = 0; first < Rows; first += Set) {
+        I exact[Set][U];
+        for (int r = 0; r < Set; ++r)
+          for (int u = 0; u < U; ++u) exact[r][u] = I{} + (int32_t)x[first + r][p.offsets + g];
+        for (int i = 0; i < (four ? words / 2 : words); ++i)
+          for (int u = 0; u < U; ++u) {
+            const Words packed = *(const Words*)(q + i * panel_rows + u * T::W);
+            const Words low = four ? packed & 0x0f0f0f0f : packed, high = (packed >> 4) & 0x0f0f0f0f;
+            for (int r = 0; r < Set; ++r) {
+              const uint32_t* row = x[first + r] + g * words + i;
+              exact[r][u] = simd::dot_u8s8<isa>(exact[r][u], low, Words{} + row[0]);
+              if (four) exact[r][u] = simd::dot_u8s8<isa>(exact[r][u], high, Words{} + row[words / 2]);
+            }
+          }
+        for (int r = 0; r < Set; ++r) {
+          float own;
+          memcpy(&own, x[first + r] + p.scales + g, sizeof own);
+          for (int u = 0; u < U; ++u) sum[first + r][u] += __builtin_convertvector(exact[r][u], V) * (scale[u] * own);
+        }
+      }
+    }
+    tile.store(sum);
+  }
+
+  // Vector u of a panel's: each of the 16 words at w holds two scales.
+  template <simd::Isa isa>
+  static ALWAYS_INLINE simd::Vector<float, isa.bytes> scales(const uint32_t* w, int u) {
+    using Words = simd::Words<isa.bytes>;
+    constexpr int W = simd::lanes<float, isa.bytes>, half = panel_rows / 2 / W;
+    const Words pairs = *(const Words*)(w + u % half * W);
+    return (simd::Vector<float, isa.bytes>)(u < half ? pairs << 16 : pairs & 0xffff0000u);
+  }
+
+  template <simd::Isa isa, int Rows>
+  static ALWAYS_INLINE void block(const Product& p, const Block& b) {
+    constexpr int P = panel_rows / simd::lanes<float, isa.bytes>, U = isa.bytes == 64 || Rows > 1 ? 2 : 4;
+    for (int u = 0; u < P; u += U) columns<isa, Rows, U>(p, b, u);
+  }
+};
+
+}  // namespace
+
+void multiply_int8(const Product& p, int64_t n_begin, int64_t n_end) {
+  simd::call_dots<Multiply<Integers<WeightFormat::int8>>>(p, n_begin, n_end);
+}
+
+void multiply_int4(const Product& p, int64_t n_begin, int64_t n_end) {
+  simd::call_dots<Multiply<Integers<WeightFormat::int4>>>(p, n_begin, n_end);
+}
+
+}  // namespace minigpt::decoder
