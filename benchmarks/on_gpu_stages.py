@@ -19,6 +19,7 @@ OPS = (
     "rms_norm",
     "swiglu",
     "relu_squared",
+    "cross_entropy",
 )
 DTYPES = ("float32", "bfloat16")
 COMMAND_PACKAGES = ("numpy", "safetensors", "typer", "rich", "tqdm", "matplotlib")  # the `minigpt` command's

@@ -17,6 +17,7 @@ from torch import Tensor
 from minigpt_ext import ops
 from minigpt_ext.backend import OPS, why_no_kernels
 from minigpt_ext.ops.attention import attention_reference
+from minigpt_ext.ops.cross_entropy import cross_entropy_reference
 from minigpt_ext.ops.decode_attention import decode_attention_reference
 from minigpt_ext.ops.gelu import gelu_reference
 from minigpt_ext.ops.kv_append import kv_append_reference
@@ -91,6 +92,21 @@ def swiglu(make: Maker) -> Iterator[Case]:
                 lambda x: ops.swiglu(x), swiglu_reference, [make.unaligned(rows, 2 * F)]
             ),
         )
+
+
+def cross_entropy(make: Maker) -> Iterator[Case]:
+    for rows, V in ((1, 1), (3, 33), (9, 65), (2, 1023), (5, 1025), (2, 5000)):
+        targets = torch.randint(-1, V, (rows,))
+        targets[0] = V - 1
+
+        def run(rows: int = rows, V: int = V, targets: Tensor = targets) -> float:
+            return forward_backward(
+                lambda x: ops.cross_entropy(x, targets.to(make.device)),
+                lambda x: cross_entropy_reference(x, targets),
+                [make.unaligned(rows, V)],
+            )
+
+        yield f"{rows}x{V}", run
 
 
 def rms_norm(make: Maker) -> Iterator[Case]:
@@ -245,7 +261,7 @@ def decode_attention(make: Maker) -> Iterator[Case]:
         yield f"{list(before)} + {list(new)} tokens, D{D}{name_of_options(options)}", run
 
 
-ROOMS = (attention, layer_norm, gelu, kv_append, decode_attention, rope, rms_norm, swiglu, relu_squared)
+ROOMS = (attention, layer_norm, gelu, kv_append, decode_attention, rope, rms_norm, swiglu, relu_squared, cross_entropy)
 CASES = {each.__name__: each for each in ROOMS}
 
 

@@ -1,6 +1,6 @@
 // The table of contents: every op's schema. One op, one room: the kernels of <op>_forward stand in csrc/<op>/, its Python
 // face in minigpt_ext/ops/<op>.py. Letters: B batch, T queries, S keys, H heads, H_kv key/value heads, D head dim,
-// C channels; (a!) marks a tensor that is written.
+// C channels, V vocabulary; (a!) marks a tensor that is written.
 #pragma once
 
 namespace minigpt {
@@ -41,6 +41,11 @@ void define_ops(Library& m) {
   m.def("swiglu_forward(Tensor x) -> Tensor");
   // dy (..., F) -> dx (..., 2 F)
   m.def("swiglu_backward(Tensor dy, Tensor x) -> Tensor");
+
+  // logits (..., V), targets (...) int64 or int32 -> loss (), dlogits (..., V) for a dloss of 1, or (0,) without gradient
+  m.def("cross_entropy_forward(Tensor logits, Tensor targets, int ignore_index, bool gradient) -> (Tensor, Tensor)");
+  // dlogits of the forward -> dlogits times dloss
+  m.def("cross_entropy_backward(Tensor dloss, Tensor dlogits) -> Tensor");
 
   // x (B, T, H, D), cos and sin (n_positions, R/2), positions (B, T): of token t, without them t -> (B, T, H, D);
   // inverse: rotates back, which is the backward

@@ -28,6 +28,7 @@ OPS = (
     "rms_norm",
     "swiglu",
     "relu_squared",
+    "cross_entropy",
 )
 BACKENDS = ("kernels", "torch", "emulated")
 CHECKS = ("none", "race")

@@ -5,6 +5,8 @@ import torch
 from accuracy import DTYPES
 from attention_cases import RULES, Case, rule_options
 from attention_cases import check as check_attention
+from ops.test_cross_entropy import case as case_cross_entropy
+from ops.test_cross_entropy import check as check_cross_entropy
 from ops.test_decode_attention import Batch
 from ops.test_gelu import check as check_gelu
 from ops.test_layer_norm import PAIRS, case
@@ -34,6 +36,8 @@ for dtype in DTYPES:
         check_gelu(normal(1003, dtype=dtype, factor=4), normal(1003, dtype=dtype), approximate)
     check_relu_squared(normal(1003, dtype=dtype), normal(1003, dtype=dtype))
     check_swiglu(*case_swiglu(3, 501, dtype=dtype, factor=8))
+    for V in (5, 65, 4099):
+        check_cross_entropy(*case_cross_entropy(7, V, dtype=dtype), dloss=0.7)
     for D, R in ((1, 0), (9, 8), (33, 14), (64, 64)):
         check_rope(**case_rope((2, 5, 3, D), R, dtype, positions=True))
     for D in (3, 17, 64):

@@ -119,6 +119,11 @@ def differentiable_ops() -> dict:
         "rms_norm": (lambda t: mg.ops.rms_norm(t, weight), x, "RmsNormFunctionBackward"),
         "swiglu": (mg.ops.swiglu, x, "SwigluFunctionBackward"),
         "relu_squared": (mg.ops.relu_squared, x, "ReluSquaredFunctionBackward"),
+        "cross_entropy": (
+            lambda t: mg.ops.cross_entropy(t, torch.tensor([1, -1, 7])),
+            x.clone(),
+            "CrossEntropyFunctionBackward",
+        ),
     }
 
 
@@ -131,7 +136,9 @@ def kernels_called(function) -> set[str]:
     }
 
 
-@pytest.mark.parametrize("op", ["attention", "layer_norm", "gelu", "rope", "rms_norm", "swiglu", "relu_squared"])
+@pytest.mark.parametrize(
+    "op", ["attention", "layer_norm", "gelu", "rope", "rms_norm", "swiglu", "relu_squared", "cross_entropy"]
+)
 @pytest.mark.parametrize("forward, backward", [("kernels", "torch"), ("torch", "kernels")])
 def test_the_backward_uses_what_its_forward_used(op, forward, backward):
     function, given, node = differentiable_ops()[op]
@@ -165,6 +172,8 @@ def test_the_backward_uses_what_its_forward_used(op, forward, backward):
         ("rms_norm", {"eps": 0.1}),
         ("swiglu", {}),
         ("relu_squared", {}),
+        ("cross_entropy", {"targets": torch.tensor([[1, -1, 7, 0, 2]] * 3)}),
+        ("cross_entropy", {"targets": torch.tensor([[1, 5, 7, 0, 2]] * 3), "ignore_index": 7}),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
@@ -177,11 +186,15 @@ def test_backends_agree(op, options, dtype, device):
     elif op == "rope":
         inputs, g = {"x": normal(2, 5, 3, 8)}, normal(2, 5, 3, 8)
         options = {name: t.to(device) for name, t in options.items()}
+    elif op == "cross_entropy":
+        inputs, g = {"logits": normal(3, 5, 8)}, torch.tensor(2.5)
+        options = options | {"targets": options["targets"].to(device)}
     else:
         inputs, g = {"x": normal(3, 5, 8)}, normal(3, 5, 4 if op == "swiglu" else 8)
         inputs |= {"weight": normal(8)} if op.endswith("norm") else {}
         inputs |= {"bias": normal(8)} if op == "layer_norm" else {}
-    inputs, g = {name: t.to(device, dtype) for name, t in inputs.items()}, g.to(device, dtype)
+    inputs = {name: t.to(device, dtype) for name, t in inputs.items()}
+    g = g.to(device, g.dtype if op == "cross_entropy" else dtype)  # the loss is float32 at least
     results = {}
     for name in ("kernels", "torch"):
         with mg.backend(name):

@@ -45,4 +45,19 @@ DEVICE A team_sum(A v) {
   return v;
 }
 
+// Likewise. NaN is passed over.
+template <int Threads, class A>
+DEVICE A team_max(A v) {
+  static_assert(Threads % 32 == 0 && Threads <= 1024);
+  v = lanes_max<32>(v);
+  if constexpr (Threads > 32) {
+    SHARED(A[Threads / 32], warp_maxima);
+    __syncthreads();  // a maximum before this one may still be being read
+    if (threadIdx.x % 32 == 0) warp_maxima[threadIdx.x / 32] = v;
+    __syncthreads();
+    for (int warp = 0; warp < Threads / 32; ++warp) v = std::fmax(v, warp_maxima[warp]);
+  }
+  return v;
+}
+
 }  // namespace minigpt

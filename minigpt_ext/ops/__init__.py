@@ -1,6 +1,7 @@
 """The ops: one file each, with the public function, its reference in torch ops, the autograd Function and the fake."""
 
 from .attention import attention
+from .cross_entropy import cross_entropy
 from .decode_attention import decode_attention
 from .gelu import gelu
 from .kv_append import kv_append
@@ -12,6 +13,7 @@ from .swiglu import swiglu
 
 __all__ = [
     "attention",
+    "cross_entropy",
     "decode_attention",
     "gelu",
     "kv_append",

@@ -44,6 +44,10 @@ OPS = {
     ),
     "swiglu": (mg.ops.swiglu, lambda n: {"x": normal(3, n, 8)}),
     "relu_squared": (mg.ops.relu_squared, lambda n: {"x": normal(3, n)}),
+    "cross_entropy": (
+        lambda logits: mg.ops.cross_entropy(logits, torch.arange(logits.shape[0]) % 7 - 1),
+        lambda n: {"logits": normal(n, 8)},
+    ),
     "gelu": (mg.ops.gelu, lambda n: {"x": normal(3, n)}),
     "gelu tanh": (lambda x: mg.ops.gelu(x.transpose(0, 1), "tanh"), lambda n: {"x": normal(3, n)}),
 }
