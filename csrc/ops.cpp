@@ -6,6 +6,7 @@
 
 #include "common/simd.h"
 #include "decoder/kernel_bindings.h"
+#include "decoder/bindings.h"
 #include "tokenizer/tokenizer.h"
 
 STABLE_TORCH_LIBRARY(minigpt, m) { minigpt::define_ops(m); }
@@ -35,6 +36,7 @@ PYBIND11_MODULE(_C, m) {
     return info;
   });
   m.def("simd_level", &minigpt::simd::level_name, "The instruction set that the CPU kernels use.");
+  minigpt::bind_decoder(m);
   minigpt::bind_tokenizer(m);
   minigpt::bind_decoder_kernels(m);
 }

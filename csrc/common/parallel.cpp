@@ -6,9 +6,21 @@
 #include <atomic>
 
 namespace minigpt {
+namespace {
+
+thread_local bool alone = false;
+
+}  // namespace
+
+Alone::Alone() : before_(alone) { alone = true; }
+Alone::~Alone() { alone = before_; }
 
 void run_tasks(int64_t n, bool in_runs, void (*call)(const void* context, int64_t i), const void* context) {
   if (n <= 0) return;
+  if (alone) {
+    for (int64_t i = 0; i < n; ++i) call(context, i);
+    return;
+  }
   if (in_runs) {
     torch::stable::parallel_for(0, n, 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) call(context, i);

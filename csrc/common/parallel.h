@@ -14,6 +14,19 @@ void run_tasks(int64_t n, bool in_runs, const F& task) {
   run_tasks(n, in_runs, [](const void* context, int64_t i) { (*static_cast<const F*>(context))(i); }, &task);
 }
 
+// While one lives, run_tasks on its thread does everything there: for callers who have threads of their own and give each
+// a part of the rows.
+class Alone {
+ public:
+  Alone();
+  ~Alone();
+  Alone(const Alone&) = delete;
+  Alone& operator=(const Alone&) = delete;
+
+ private:
+  bool before_;
+};
+
 // Tasks of unequal length.
 template <class F>
 void parallel_tasks(int64_t n, const F& task) {
