@@ -5,7 +5,7 @@ import importlib
 import torch  # noqa: F401  its libraries must be loaded before the extension
 
 __version__ = "0.1.0"
-__all__ = ["GPT", "GPTConfig", "KVCache", "backend", "emulator", "ops", "__version__"]
+__all__ = ["GPT", "Decoder", "GPTConfig", "KVCache", "backend", "emulator", "ops", "__version__"]
 
 try:
     importlib.import_module("minigpt_ext._C")  # registers the ops with torch
@@ -24,4 +24,5 @@ else:
     extension_error = None
     from . import emulator, ops
     from .backend import backend
+    from .decoder import Decoder
     from .model import GPT, GPTConfig, KVCache

@@ -129,9 +129,8 @@ void bind_decoder(py::module_& m) {
       .def("read", &read, "ids"_a.noconvert(), "cache"_a, "start"_a, "logits"_a.noconvert() = py::none(),
            "every"_a = false, "Reads tokens into the cache; writes the last ones' logits, or those of every one.")
       .def_property_readonly("threads", &Decoder::threads)
-      .def_property_readonly("packed_bytes", [](const Decoder& self) { return self.weights().packed_bytes(); })
-      .def_property_readonly("other_bytes",
-                             [](const Decoder& self) { return self.weights().other_bytes() + self.buffer_bytes(); });
+      .def_property_readonly("weight_bytes", [](const Decoder& self) { return self.weights().bytes(); })
+      .def_property_readonly("buffer_bytes", &Decoder::buffer_bytes);
 }
 
 }  // namespace minigpt

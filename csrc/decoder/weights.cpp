@@ -119,8 +119,8 @@ std::vector<std::string> Weights::missing() const {
   return names;
 }
 
-int64_t Weights::other_bytes() const {
-  int64_t bytes = 0;
+int64_t Weights::bytes() const {
+  int64_t bytes = packed_bytes_;
   for (const auto& [name, slot] : slots_)
     for (const Numbers* part : slot.parts) bytes += int64_t(part->size() * sizeof(float));
   return bytes;

@@ -65,9 +65,8 @@ class Weights {
 
   // Names of what has not been loaded yet.
   std::vector<std::string> missing() const;
-  // Bytes of the matrices, and of all else.
-  int64_t packed_bytes() const { return packed_bytes_; }
-  int64_t other_bytes() const;
+  // What all of them take, tables included.
+  int64_t bytes() const;
 
   std::vector<Layer> layers;
   NormWeights ln_f;

@@ -14,7 +14,9 @@ import torch
 import typer
 
 from minigpt_ext.cli.errors import UserError
+from minigpt_ext.decoder import Decoder, perplexity
 from minigpt_ext.generation import stream
+from minigpt_ext.generation.engine import reader_of
 from minigpt_ext.interop.ends import end_ids
 from minigpt_ext.interop.families import read_config
 from minigpt_ext.interop.pretrained import locate
@@ -35,6 +37,15 @@ class DeviceName(str, Enum):
     cpu = "cpu"
     cuda = "cuda"
     mps = "mps"
+
+
+class WeightFormat(str, Enum):
+    """What --weights takes."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+    int8 = "int8"
+    int4 = "int4"
 
 
 def generate(
@@ -77,6 +88,22 @@ def generate(
     device: Annotated[
         DeviceName, typer.Option(help="Where the model runs; auto takes a GPU if there is one.")
     ] = DeviceName.auto,
+    weights: Annotated[
+        WeightFormat | None,
+        typer.Option(
+            help="On a CPU, how the weights are kept: fp32, the model's own numbers, by default; bf16, int8 and int4 "
+            "take less memory and time and are less exact.",
+        ),
+    ] = None,
+    text_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--perplexity",
+            metavar="FILE",
+            help="On a CPU: also tell, on standard error, the model's perplexity on this text, and what --weights adds "
+            "to it.",
+        ),
+    ] = None,
 ) -> None:
     """Continue a prompt with a trained model.
 
@@ -110,9 +137,13 @@ def generate(
         prompt_ids = _prompt_ids(tokenizer, prompt) if chat is None else _chat_ids(directory, tokenizer, chat, system)
         ids = torch.tensor([prompt_ids], device=place)
         ends = {tokenizer.eos_id, *end_ids(directory)}
-        cache = gpt.new_cache(1, min(ids.shape[1] + max_new_tokens, gpt.config.block_size))
+        reader = reader_of(gpt, weights and weights.value)
+        if text_file is not None:
+            typer.echo(_perplexities(gpt, reader, tokenizer, text_file), err=True)
+        del gpt  # where a decoder reads, its packed copy is all that is needed
+        cache = reader.new_cache(1, min(ids.shape[1] + max_new_tokens, reader.config.block_size))
         steps = stream(
-            gpt,
+            reader,
             ids,
             max_new_tokens,
             temperature=0.0 if greedy else temperature,
@@ -120,6 +151,7 @@ def generate(
             seed=seed,
             cache=cache,
             n_ids=tokenizer.vocab_size,
+            weights=None if isinstance(reader, Decoder) else "model",
         )
     except (ValueError, OSError) as error:
         raise UserError(str(error)) from error
@@ -146,7 +178,7 @@ def generate(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
     typer.echo(_speed(ids.shape[1], began, times), err=True)
-    typer.echo(_memory(gpt, cache) + ("" if greedy or temperature == 0 else f"; seed {seed}"), err=True)
+    typer.echo(_memory(reader, cache) + ("" if greedy or temperature == 0 else f"; seed {seed}"), err=True)
     if interrupted:
         raise typer.Exit(INTERRUPTED)
 
@@ -211,8 +243,32 @@ def _speed(n_prompt: int, began: float, times: list[float]) -> str:
     return text
 
 
-def _memory(gpt: GPT, cache: KVCache) -> str:
-    weights = sum(parameter.nbytes for parameter in gpt.parameters())
-    weight = gpt.wte.weight
+def _memory(reader: GPT | Decoder, cache: KVCache) -> str:
+    cached = f"cache {cache.nbytes / MIB:.1f} MiB"
+    if isinstance(reader, Decoder):
+        sizes = f"weights {reader.weight_bytes / MIB:.1f} MiB, buffers {reader.buffer_bytes / MIB:.1f} MiB, {cached}"
+        return f"{sizes}, {reader.weights} on cpu"
+    weights = sum(parameter.nbytes for parameter in reader.parameters())
+    weight = reader.wte.weight
     dtype = str(weight.dtype).removeprefix("torch.")
-    return f"weights {weights / MIB:.1f} MiB, cache {cache.nbytes / MIB:.1f} MiB, {dtype} on {weight.device.type}"
+    return f"weights {weights / MIB:.1f} MiB, {cached}, {dtype} on {weight.device.type}"
+
+
+def _perplexities(gpt: GPT, reader: GPT | Decoder, tokenizer: Tokenizer, path: Path) -> str:
+    """What the model thinks of a text, and what the decoder's format costs of that."""
+    if not isinstance(reader, Decoder):
+        raise ValueError("--perplexity is for the decode engine: it needs a CPU, and the kernels as backend")
+    try:
+        ids = torch.tensor(tokenizer.encode(path.read_text(encoding="utf-8")))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--perplexity: {path} is not UTF-8: {error}") from error
+    except ValueError as error:  # a character that the tokenizer does not have
+        raise ValueError(f"--perplexity: {path}: {str(error).removeprefix('text: ')}") from error
+    if len(ids) < 2:
+        raise ValueError(f"--perplexity: {path} has {len(ids)} tokens, and two are the least")
+    told = f"perplexity {{:.3f}} on {len(ids) - 1} tokens of {path}, {reader.weights}"
+    own = perplexity(reader, ids)
+    if reader.weights == "fp32":
+        return told.format(own)
+    exact = perplexity(Decoder(gpt), ids)
+    return f"{told.format(own)}; {exact:.3f} with fp32, {own / exact - 1:+.2%}"

@@ -1,8 +1,11 @@
-"""The loop of generation: prefill the prompt once, then decode one token a step through the key/value cache."""
+"""The loop of generation: prefill the prompt once, then decode one token a step through the key/value cache.
+
+On a CPU the steps are the decode engine's (minigpt_ext.decoder), unless the model is to do them itself, op by op.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,14 +13,16 @@ from torch import Tensor
 
 from minigpt_ext.profiling.ranges import part
 
+from .engine import on_one_thread, reader_of
 from .sampling import check_sampling, sample
 
 if TYPE_CHECKING:
+    from minigpt_ext.decoder import Decoder
     from minigpt_ext.model import GPT, KVCache
 
 
 def stream(
-    model: GPT,
+    model: GPT | Decoder,
     ids: Tensor,
     max_new_tokens: int,
     *,
@@ -26,6 +31,7 @@ def stream(
     seed: int | None = None,
     cache: KVCache | None = None,
     n_ids: int | None = None,
+    weights: str | None = None,
 ) -> Iterator[Tensor]:
     """Yield the ids that follow a prompt, (B,) int64 on the model's device, each as soon as it is known.
 
@@ -35,8 +41,13 @@ def stream(
 
     The model is in evaluation mode until the iterator is exhausted or closed, and then as it was before.
 
+    On a CPU this call packs the weights for the decode engine: the copy takes a few tokens' time and goes when the
+    iterator does. Whoever generates often makes one ``Decoder(model)`` and gives it in the model's place. The model
+    steps itself, op by op, on other devices; where ``backend`` or MINIGPT_BACKEND asks for other ops than the kernels;
+    under autocast; where its parameters are not float32; and where it is more than a plain GPT (a subclass, hooks).
+
     Args:
-        model: the GPT.
+        model: the GPT, or a Decoder of it.
         ids: (B, T) int64 or int32, T >= 1, on the model's device.
         max_new_tokens: how many ids to yield.
         temperature: 0 is greedy, 1 the model's own distribution.
@@ -45,6 +56,9 @@ def stream(
         cache: one to use in place of a new one, of ``model.new_cache(B)``; it is emptied first, and its max_tokens
             stand for block_size in the policy above.
         n_ids: only ids below this are drawn: how many a tokenizer has, where the model's vocabulary was rounded up.
+        weights: of the engine: "fp32" (the same logits within 1e-4 of the largest), or "bf16", "int8", "int4" (less to
+            read, faster, less exact; see :class:`Decoder`); "model" for the model itself. By default "fp32" where the
+            engine can stand for the model, else "model".
 
     Raises:
         TypeError, ValueError: an argument is of the wrong kind or out of range; raised by this call, not by the first
@@ -62,16 +76,18 @@ def stream(
     check_sampling(temperature, top_k)
     if n_ids is not None and (not isinstance(n_ids, int) or isinstance(n_ids, bool) or n_ids < 1):
         raise ValueError(f"n_ids must be a positive integer or None, not {n_ids!r}")
+    reader = reader_of(model, weights, cache)
     if cache is None:
         # the last new token is not fed back
         n_tokens = ids.shape[1] + max(max_new_tokens, 1) - 1
-        cache = model.new_cache(ids.shape[0], min(n_tokens, model.config.block_size))
-    return _steps(model, ids, max_new_tokens, temperature, top_k, seed, cache, n_ids)
+        cache = reader.new_cache(ids.shape[0], min(n_tokens, model.config.block_size))
+    return _steps(model, reader.next_logits, ids, max_new_tokens, temperature, top_k, seed, cache, n_ids)
 
 
 @torch.inference_mode()
 def _steps(
-    model: GPT,
+    model: GPT | Decoder,
+    next_logits: Callable[[Tensor, KVCache], Tensor],
     ids: Tensor,
     max_new_tokens: int,
     temperature: float,
@@ -82,8 +98,10 @@ def _steps(
 ) -> Iterator[Tensor]:
     generator = None if seed is None else torch.Generator("cpu").manual_seed(seed)
     capacity = cache.max_tokens
-    training = [module for module in model.modules() if module.training]
-    model.eval()
+    training = []
+    if isinstance(model, torch.nn.Module):
+        training = [module for module in model.modules() if module.training]
+        model.eval()
     cache.reset()
     try:
         recent = ids[:, -capacity:].long()  # the tokens a full cache may have to be filled with again
@@ -93,8 +111,9 @@ def _steps(
                 cache.reset()
                 unread = max(capacity // 2, 1)
             with part("token" if cache.length else "prefill"):
-                hidden = model.trunk(recent[:, -unread:], cache)
-                new = sample(model.head(hidden[:, -1])[:, :n_ids], temperature, top_k, generator)
+                logits = next_logits(recent[:, -unread:], cache)
+                with on_one_thread(logits.device):
+                    new = sample(logits[:, :n_ids], temperature, top_k, generator)
                 recent = torch.cat([recent, new[:, None]], dim=1)[:, -capacity:]
             unread = 1
             yield new
@@ -103,7 +122,7 @@ def _steps(
             module.training = True
 
 
-def generate(model: GPT, ids: Tensor, max_new_tokens: int, **options: Any) -> Tensor:
+def generate(model: GPT | Decoder, ids: Tensor, max_new_tokens: int, **options: Any) -> Tensor:
     """The prompt and what follows it together, (B, T + max_new_tokens) int64. Arguments and errors as :func:`stream`.
 
     What comes back is an ordinary tensor: it may be trained on.

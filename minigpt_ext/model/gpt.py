@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from minigpt_ext.generation.generate import generate
 from minigpt_ext.profiling.ranges import part
 
+from .checks import check_ids
 from .config import GPTConfig
 from .kv_cache import KVCache
 from .layers import Block, norm_of
@@ -84,8 +85,8 @@ class GPT(nn.Module):
             ValueError: wrong shape or device, T too long, or (seen on the CPU only) an id that is out of range.
         """
         if targets is not None:
-            _check_ids("ids", ids, self, lowest=0)
-            _check_ids("targets", targets, self, lowest=-1)
+            check_ids("ids", ids, self.config.vocab_size, self.wte.weight.device)
+            check_ids("targets", targets, self.config.vocab_size, self.wte.weight.device, lowest=-1)
             if targets.shape != ids.shape:
                 raise ValueError(f"targets must have the shape of ids {tuple(ids.shape)}, not {tuple(targets.shape)}")
         logits = self.head(self.trunk(ids, cache))
@@ -98,7 +99,7 @@ class GPT(nn.Module):
 
     def trunk(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """All but the head: ids (B, T) -> hidden states (B, T, C), after the last norm. See :meth:`forward`."""
-        _check_ids("ids", ids, self, lowest=0)
+        check_ids("ids", ids, self.config.vocab_size, self.wte.weight.device)
         n_tokens = ids.shape[1]
         if cache is None:
             start = 0
@@ -138,9 +139,14 @@ class GPT(nn.Module):
         temperature: float = 1.0,
         top_k: int | None = None,
         seed: int | None = None,
+        weights: str | None = None,
     ) -> Tensor:
         """Continue ids (B, T) by max_new_tokens: (B, T + max_new_tokens). See :func:`generation.generate.generate`."""
-        return generate(self, ids, max_new_tokens, temperature=temperature, top_k=top_k, seed=seed)
+        return generate(self, ids, max_new_tokens, temperature=temperature, top_k=top_k, seed=seed, weights=weights)
+
+    def next_logits(self, ids: Tensor, cache: KVCache) -> Tensor:
+        """Logits (B, V) for what follows the last of ids (B, T), which follow the tokens that the cache holds."""
+        return self.head(self.trunk(ids, cache)[:, -1])
 
     def new_cache(self, batch_size: int, max_tokens: int | None = None) -> KVCache:
         """An empty cache for this model: its device, the dtype it computes in now, block_size tokens by default."""
@@ -212,22 +218,3 @@ class GPT(nn.Module):
             raise ValueError("cache is for inference, and this model drops values at random: call model.eval() first")
         if cache.batch_size != ids.shape[0]:
             raise ValueError(f"cache is for {cache.batch_size} sequences, and ids holds {ids.shape[0]}")
-
-
-def _check_ids(name: str, ids: Tensor, model: GPT, lowest: int) -> None:
-    if not isinstance(ids, Tensor):
-        raise TypeError(f"{name} must be a tensor, not {type(ids).__name__}")
-    if ids.dtype not in (torch.int64, torch.int32):
-        raise TypeError(f"{name} must be int64 or int32, not {ids.dtype}")
-    if ids.ndim != 2 or ids.numel() == 0:
-        raise ValueError(f"{name} must be (B, T) with one token at least, not {tuple(ids.shape)}")
-    device = model.wte.weight.device
-    if ids.device != device:
-        raise ValueError(f"{name} must be on the model's device {device}, not {ids.device}")
-    # On a device the values cannot be seen without waiting for it, and in a compiled graph they do not exist yet.
-    if ids.device.type != "cpu" or torch.compiler.is_compiling():
-        return
-    low, high = (int(value) for value in ids.aminmax())
-    if low < lowest or high >= model.config.vocab_size:
-        wrong = low if low < lowest else high
-        raise ValueError(f"{name} must lie in [{lowest}, {model.config.vocab_size}), and holds {wrong}")

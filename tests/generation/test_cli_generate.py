@@ -57,7 +57,7 @@ def test_stdout_is_the_text_and_stderr_the_timings(run):
     assert result.stdout == expected_text(run, "a bé", 40, temperature=0.8, seed=3) + "\n"
     speed, memory = result.stderr.splitlines()
     assert speed.startswith("4 prompt tokens, 40 new; first token after ") and speed.endswith(" tokens/s")
-    assert memory == "weights 0.0 MiB, cache 0.0 MiB, float32 on cpu; seed 3"
+    assert memory == "weights 0.0 MiB, buffers 0.3 MiB, cache 0.0 MiB, fp32 on cpu; seed 3"
 
 
 def test_seeds(run):

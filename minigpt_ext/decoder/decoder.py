@@ -1,0 +1,178 @@
+"""Decoder: a GPT packed for reading on a CPU, one C++ call a step."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from minigpt_ext import _C
+from minigpt_ext.model.checks import check_ids
+from minigpt_ext.model.kv_cache import KVCache
+from minigpt_ext.model.positions import alibi_slopes, rope_tables, sinusoids
+
+if TYPE_CHECKING:
+    from minigpt_ext.model import GPT
+
+FORMATS = ("fp32", "bf16", "int8", "int4")
+
+
+class Decoder:
+    """A GPT whose weights were packed once for the CPU, in a format of one's choice; it reads and generates.
+
+    It keeps a copy: what the model learns later does not reach it, and the model may be deleted. Nothing grows while it
+    works: its buffers are made here, a cache by :meth:`new_cache`.
+
+    Accuracy, as the worst difference of a logit from the model's own in relation to the largest one, measured on random
+    models of all variants: fp32 1e-5; bf16, int8 and int4 see tests/decoder/test_decoder.py. Activations are rounded
+    like the weights (bf16; int8 for int8 and int4), sums are float. What a format costs on a text: :func:`perplexity`.
+
+    Calls from several threads are served one after the other. A forked process must make a decoder of its own.
+
+    Attributes:
+        config: the model's.
+        weights: the format.
+        threads: how many work on a call, the caller's included.
+        weight_bytes: of all weights: packed matrices, norms, biases, tables.
+        buffer_bytes: of what a call works in. This, the weights and a cache's nbytes are all the memory there is.
+
+    Args:
+        model: a GPT, on the CPU, of any floating dtype.
+        weights: "fp32"; "bf16"; "int8" or "int4", with a scale for every 32 weights of a row.
+        threads: ``torch.get_num_threads()`` by default.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong kind or out of range, the model is not on the CPU, or it has
+            other parameters than its config says.
+    """
+
+    def __init__(self, model: GPT, weights: str = "fp32", threads: int | None = None) -> None:
+        from minigpt_ext.model import GPT
+
+        if not isinstance(model, GPT):
+            raise TypeError(f"model must be a GPT, not {type(model).__name__}")
+        if weights not in FORMATS:
+            raise ValueError(f"weights must be one of {', '.join(FORMATS)}, not {weights!r}")
+        threads = torch.get_num_threads() if threads is None else threads
+        if not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= 1024:
+            raise ValueError(f"threads must be an integer from 1 to 1024, not {threads!r}")
+        self.config, self.weights = model.config, weights
+        if (device := model.wte.weight.device).type != "cpu":
+            raise ValueError(f"the decoder runs on the CPU, and the model is on {device}: model.cpu() is a copy there")
+        self._engine = _C.Decoder(_shape_of(model), weights, threads)
+        self._lock = threading.Lock()
+        self._n_positions = 0
+        for name, tensor in model.state_dict().items():
+            if name == "wpe.weight":
+                name, self._n_positions = "added", self.config.block_size
+            self._load(name, tensor)
+        if self.config.positions == "alibi":
+            self._load("alibi_slopes", torch.tensor(alibi_slopes(self.config.n_head)))
+        self._reach(1)
+        if missing := self._engine.missing():
+            raise ValueError(f"the model lacks {', '.join(missing)}")
+
+    @property
+    def threads(self) -> int:
+        return self._engine.threads
+
+    @property
+    def weight_bytes(self) -> int:
+        return self._engine.weight_bytes
+
+    @property
+    def buffer_bytes(self) -> int:
+        return self._engine.buffer_bytes
+
+    def new_cache(self, batch_size: int, max_tokens: int | None = None) -> KVCache:
+        """An empty fp32 cache, for block_size tokens a sequence by default."""
+        max_tokens = self.config.block_size if max_tokens is None else max_tokens
+        return KVCache(self.config, batch_size, max_tokens, dtype=torch.float32, device="cpu")
+
+    def next_logits(self, ids: Tensor, cache: KVCache) -> Tensor:
+        """Logits (B, V), fp32, for what follows the last of ids (B, T), which follow the tokens the cache holds.
+
+        Raises:
+            TypeError, ValueError: as :meth:`GPT.forward`; or the cache is not one of :meth:`new_cache`'s kind.
+        """
+        return self._read(ids, cache, every=False)
+
+    def logits(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Logits (B, T, V), fp32, for what follows each of ids (B, T). Without a cache, ids stand at the beginning.
+
+        Raises:
+            TypeError, ValueError: as :meth:`next_logits`.
+        """
+        return self._read(ids, cache, every=True)
+
+    def generate(self, ids: Tensor, max_new_tokens: int, **options: Any) -> Tensor:
+        """Continue ids (B, T) by max_new_tokens: (B, T + max_new_tokens). See :func:`generation.generate.generate`."""
+        from minigpt_ext.generation.generate import generate
+
+        return generate(self, ids, max_new_tokens, **options)
+
+    def _read(self, ids: Tensor, cache: KVCache | None, every: bool) -> Tensor:
+        check_ids("ids", ids, self.config.vocab_size, torch.device("cpu"))
+        batch_size, n_tokens = ids.shape
+        if cache is None:
+            cache = self.new_cache(batch_size, n_tokens)
+        self._check_cache(cache, ids)
+        cache.begin(n_tokens)
+        self._reach(cache.length + n_tokens)
+        view = _C.DecoderCache(
+            [k.data_ptr() for k in cache.k],
+            [v.data_ptr() for v in cache.v],
+            cache.block_table.data_ptr(),
+            batch_size,
+            cache.block_table.shape[1],
+            *cache.k[0].shape[1::-1],
+        )
+        logits = torch.empty(*(ids.shape if every else (batch_size,)), self.config.vocab_size)
+        self._engine.read(ids.long().contiguous().numpy(), view, cache.length, logits.numpy(), every)
+        cache.advance(n_tokens)
+        return logits
+
+    def _check_cache(self, cache: KVCache, ids: Tensor) -> None:
+        if not isinstance(cache, KVCache):
+            raise TypeError(f"cache must be a KVCache, not {type(cache).__name__}")
+        k, config = cache.k[0], self.config
+        shape = config.n_layer, config.n_kv_head, config.head_dim
+        if (len(cache.k), *k.shape[2:]) != shape or k.dtype != torch.float32 or k.device.type != "cpu":
+            raise ValueError(
+                f"cache must hold {shape[0]} layers of {shape[1]} heads of {shape[2]}, float32 on the CPU, not "
+                f"{len(cache.k)} of {k.shape[2]} of {k.shape[3]}, {k.dtype} on {k.device}; new_cache makes one"
+            )
+        if cache.batch_size != ids.shape[0]:
+            raise ValueError(f"cache is for {cache.batch_size} sequences, and ids holds {ids.shape[0]}")
+
+    def _reach(self, n_positions: int) -> None:
+        """Have tables for so many positions: at least doubled when they grow, as the model's own."""
+        if n_positions <= self._n_positions or self.config.positions not in ("rope", "sinusoidal"):
+            return
+        with self._lock:
+            n = min(max(4096, 2 * self._n_positions, n_positions), self.config.block_size)
+            if self.config.positions == "rope":
+                for name, table in zip(("cos", "sin"), rope_tables(self.config, torch.float32, "cpu", n), strict=True):
+                    self._load(name, table)
+            else:
+                self._load("added", sinusoids(self.config, torch.float32, "cpu", n))
+            self._n_positions = n
+
+    def _load(self, name: str, tensor: Tensor) -> None:
+        self._engine.load(name, tensor.detach().float().contiguous().numpy())
+
+
+def _shape_of(model: GPT) -> dict[str, Any]:
+    """What the engine wants to know of the config."""
+    config = model.config
+    return config.to_dict() | dict(
+        windows=[config.window_of(layer) or 0 for layer in range(config.n_layer)],
+        norm_bias=config.norm == "layer_norm" and config.bias is True,
+        qkv_bias=config.bias in (True, "attention", "qkv"),
+        attention_bias=config.bias in (True, "attention"),
+        mlp_bias=config.bias in (True, "mlp"),
+        attention_softcap=config.attention_softcap or 0.0,
+        logit_softcap=config.logit_softcap or 0.0,
+    )

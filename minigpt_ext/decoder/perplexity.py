@@ -1,0 +1,37 @@
+"""Perplexity of a text: what a weight format costs, in the one unit that language models are compared in."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .decoder import Decoder
+
+_TOKENS_A_CALL = 64  # their logits are in memory at once
+
+
+def perplexity(decoder: Decoder, ids: Tensor) -> float:
+    """e to the mean cross-entropy, in nats a token, of ids[1], ids[2], ... each after those before it.
+
+    Contexts do not overlap: the text is read in runs of block_size + 1 tokens, the last of one the first of the next.
+
+    Args:
+        decoder: of the model and in the format to judge.
+        ids: (n,), two tokens at least, int64 or int32.
+
+    Raises:
+        ValueError: ids has another shape, or fewer than two tokens.
+    """
+    if not isinstance(ids, Tensor) or ids.ndim != 1 or len(ids) < 2:
+        raise ValueError(f"ids must be a tensor (n,) of two tokens at least, not {tuple(getattr(ids, 'shape', ()))}")
+    block = decoder.config.block_size
+    cache = decoder.new_cache(1, min(block, len(ids)))
+    total = 0.0
+    for begin in range(0, len(ids) - 1, block):
+        run = ids[begin : begin + block + 1]
+        cache.reset()
+        for inputs, targets in zip(run[:-1].split(_TOKENS_A_CALL), run[1:].split(_TOKENS_A_CALL), strict=True):
+            logits = decoder.logits(inputs[None], cache)[0]
+            total += float(F.cross_entropy(logits, targets.long(), reduction="sum"))
+    return math.exp(total / (len(ids) - 1))
