@@ -5,8 +5,8 @@
 #include <torch/csrc/stable/library.h>
 
 #include "common/simd.h"
-#include "decoder/kernel_bindings.h"
 #include "decoder/bindings.h"
+#include "decoder/kernel_bindings.h"
 #include "tokenizer/tokenizer.h"
 
 STABLE_TORCH_LIBRARY(minigpt, m) { minigpt::define_ops(m); }

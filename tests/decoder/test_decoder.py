@@ -1,0 +1,133 @@
+"""The decode engine's numbers: beside the Python model and transformers, however the tokens come in."""
+
+import pytest
+import torch
+from decoder.decoder_check import check, random_ids, random_model, relative
+from model.test_variants import VARIANTS
+from test_simd import LEVELS, TESTS, cpu_levels, run
+
+import minigpt_ext as mg
+from minigpt_ext.decoder import FORMATS, Decoder, perplexity
+
+
+@pytest.mark.parametrize("weights", FORMATS)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_logits_are_the_models(variant, weights):
+    check(variant, weights, threads=2)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_every_format_at_every_level(level):
+    if level not in cpu_levels():
+        pytest.skip(f"this CPU does not have {level}")
+    result = run(level, str(TESTS / "decoder" / "decoder_check.py"))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == level
+
+
+@pytest.mark.parametrize("activation", ["gelu_tanh", "gelu"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_gpt2s_block_at_its_width(activation, bias):
+    model = random_model(vocab_size=1031, n_embd=768, n_head=12, n_layer=2, activation=activation, bias=bias)
+    ids = torch.randint(1031, (1, 40))
+    with torch.no_grad():
+        exact = model(ids)[0]
+    assert (Decoder(model, threads=2).logits(ids) - exact).abs().max() <= 1e-4 * exact.abs().max()
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen3"])
+def test_logits_are_those_of_transformers(kind, tmp_path):
+    pytest.importorskip("transformers", reason="the oracle of this test: pip install -e '.[test]'")
+    from hf_models import random_ids as their_ids
+    from hf_models import saved
+
+    theirs = saved(tmp_path, kind, seed=5)
+    ids = their_ids(theirs.config, 2, 40)
+    with torch.no_grad():
+        exact = theirs(ids).logits
+    ours = Decoder(mg.GPT.from_pretrained(tmp_path)).logits(ids)
+    assert (ours - exact).abs().max() <= 1e-4 * exact.abs().max()
+
+
+@pytest.mark.parametrize("weights", FORMATS)
+@pytest.mark.parametrize("variant", ["all modern", "alibi, window and soft-cap", "biases of qkv", "sinusoidal"])
+def test_one_call_chunks_and_single_tokens_agree(variant, weights):
+    """Attention adds up in another order in each; that rounds a few activations of 8 bits the other way."""
+    decoder, ids = Decoder(random_model(variant), weights, threads=2), random_ids(3, 40)
+    exact = decoder.logits(ids)
+    for pieces in ([1] * 40, [11, 9, *[1] * 20], [39, 1], [1, 39]):
+        cache = decoder.new_cache(3)
+        parts = [decoder.logits(part, cache) for part in ids.split(pieces, dim=1)]
+        assert relative(torch.cat(parts, dim=1), exact) <= {"fp32": 1e-6, "bf16": 3e-3}.get(weights, 1e-2)
+        cache.reset()
+        last = [decoder.next_logits(part, cache) for part in ids.split(pieces, dim=1)]
+        for part, logits in zip(parts, last, strict=True):
+            assert torch.equal(part[:, -1], logits)
+
+
+def test_a_prompt_longer_than_the_buffers():
+    """More rows than a chunk has: by tokens, by sequences, and both; where blocks of the cache lie apart, too."""
+    model = random_model("gqa", block_size=700)
+    decoder = Decoder(model, threads=2)
+    for b, t in ((1, 700), (3, 300), (300, 3), (257, 1)):
+        ids = random_ids(b, t)
+        with torch.no_grad():
+            exact = model(ids)[0]
+        cache = decoder.new_cache(b, t)
+        assert relative(decoder.logits(ids, cache), exact) <= 2e-6
+        cache.reset()
+        assert relative(decoder.next_logits(ids, cache), exact[:, -1]) <= 2e-6
+    scattered = decoder.new_cache(3, 300)
+    scattered.block_table = scattered.block_table.flip(0, 1).contiguous()
+    ids = random_ids(3, 300)
+    with torch.no_grad():
+        assert relative(decoder.next_logits(ids, scattered), model(ids)[0][:, -1]) <= 2e-6
+
+
+def test_the_cache_is_the_models_own():
+    """What the decoder has written, the model goes on from, and the other way round."""
+    model, ids = random_model("all modern"), random_ids(2, 40)
+    decoder, cache = Decoder(model), model.new_cache(2)
+    with torch.no_grad():
+        exact = model(ids)[0]
+        parts = [
+            read(part, cache=cache)
+            for read, part in zip(
+                [decoder.logits, lambda *a, **k: model(*a, **k)[0]] * 5, ids.split([9, 7, 1, 1, 5, 1, 12, 2, 1, 1], 1)
+            )
+        ]
+    assert relative(torch.cat(parts, dim=1), exact) <= 2e-6
+
+
+@pytest.mark.parametrize("weights", FORMATS)
+def test_the_number_of_threads_changes_no_bit(weights):
+    for variant in ("all modern", "windows of some layers"):
+        model, ids = random_model(variant, block_size=300, vocab_size=211), random_ids(2, 300)
+        results = []
+        for threads in (1, 2, 7):
+            decoder = Decoder(model, weights, threads)
+            cache = decoder.new_cache(2)
+            results.append([decoder.logits(part, cache) for part in ids.split([200, 97, 1, 1, 1], dim=1)])
+        for other in results[1:]:
+            assert all(torch.equal(*pair) for pair in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_a_model_of_another_dtype(dtype):
+    model, ids = random_model().to(dtype), random_ids(1, 9)
+    with torch.no_grad():
+        exact = model.float()(ids)[0]
+    assert relative(Decoder(model.to(dtype)).logits(ids), exact) <= 1e-6
+
+
+def test_perplexity_is_that_of_the_cross_entropy():
+    model = random_model(block_size=70)
+    ids = random_ids(1, 200)[0]
+    with torch.no_grad():
+        losses = [model(ids[None, at : at + 70], ids[None, at + 1 : at + 71])[1] * 70 for at in (0, 70)]
+        losses.append(model(ids[None, 140:199], ids[None, 141:200])[1] * 59)
+    expected = float(torch.stack(losses).sum() / 199).__rpow__(torch.e)
+    assert perplexity(Decoder(model), ids) == pytest.approx(expected, rel=1e-5)
+    for wrong in (ids[:1], ids[None], [1, 2]):
+        with pytest.raises(ValueError, match=r"ids must be a tensor \(n,\) of two tokens at least"):
+            perplexity(Decoder(model), wrong)
