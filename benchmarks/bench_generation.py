@@ -33,7 +33,7 @@ def generate(model: mg.GPT, ids: Tensor, new_tokens: int, backend: str) -> tuple
     """Seconds until the first token, and seconds a token after it."""
     with mg.backend(backend):
         began = perf_counter()
-        steps = stream(model, ids, 1 + new_tokens, temperature=0)
+        steps = stream(model, ids, 1 + new_tokens, temperature=0, weights="model")
         int(next(steps))  # waits for a GPU
         first = perf_counter()
         for new in steps:

@@ -101,7 +101,7 @@ def _generation(job: Job) -> Workload:
     ids = torch.randint(config.vocab_size, (1, job.prompt)).to(job.torch_device)
 
     def run() -> None:
-        for new in stream(model, ids, job.tokens, temperature=0):
+        for new in stream(model, ids, job.tokens, temperature=0, weights="model"):
             int(new)  # waits for a GPU, as whoever shows the text must
 
     return Workload(
