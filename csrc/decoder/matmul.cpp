@@ -31,6 +31,22 @@ void multiply(const PackedMatrix& w, const std::byte* input, int64_t M, const fl
   }
 }
 
+void load_sums(const Product& p, const Block& b, int64_t n, int rows, int columns, float* sums) {
+  const int64_t count = std::clamp<int64_t>(p.N - n, 0, columns);
+  std::fill_n(sums, rows * columns, 0.0f);
+  if (b.begin > 0)
+    for (int r = 0; r < rows; ++r) std::copy_n(p.y + row_of(p, b, r) * p.y_stride + n, count, sums + r * columns);
+}
+
+void store_sums(const Product& p, const Block& b, int64_t n, int rows, int columns, const float* sums) {
+  const int64_t count = std::clamp<int64_t>(p.N - n, 0, columns);
+  const float* bias = b.end == p.steps ? p.bias : nullptr;
+  for (int r = 0; r < rows; ++r, sums += columns) {
+    float* y = p.y + row_of(p, b, r) * p.y_stride + n;
+    for (int64_t i = 0; i < count; ++i) y[i] = bias ? sums[i] + bias[n + i] : sums[i];
+  }
+}
+
 int64_t share_begin(const PackedMatrix& matrix, int thread, int threads) {
   return std::min(panel_count(matrix.N) * thread / threads * panel_rows, matrix.N);
 }

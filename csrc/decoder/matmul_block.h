@@ -28,41 +28,34 @@ struct Block {
   int64_t begin, end;  // of the steps
 };
 
-// The parts of a block that both kinds of weights share: where its rows lie, and its sums in y.
+// Sums of `rows` rows of x and `columns` rows of W, from column n of y on: what earlier blocks of K left there, or zeros.
+void load_sums(const Product& p, const Block& b, int64_t n, int rows, int columns, float* sums);
+
+// Back to y; with the bias after the last block of K.
+void store_sums(const Product& p, const Block& b, int64_t n, int rows, int columns, const float* sums);
+
+// The sums of Rows x U vectors, on their way between y and registers.
 template <simd::Isa isa, int Rows, int U>
-struct Tile {
+struct Sums {
   using V = simd::Vector<float, isa.bytes>;
-  static constexpr int W = simd::lanes<float, isa.bytes>;
+  static constexpr int columns = U * simd::lanes<float, isa.bytes>;
+  alignas(64) float values[Rows][columns];
 
-  const Product& p;
-  const Block& b;
-  int64_t n;  // of the first vector
-
-  ALWAYS_INLINE int64_t row(int r) const { return std::min(b.m + r, p.M - 1); }
-  ALWAYS_INLINE const uint32_t* input(int r) const {
-    return reinterpret_cast<const uint32_t*>(p.input + row(r) * p.input_row_bytes);
+  ALWAYS_INLINE Sums(const Product& p, const Block& b, int64_t n, V (&sum)[Rows][U]) {
+    load_sums(p, b, n, Rows, columns, values[0]);
+    memcpy(sum, values, sizeof values);
   }
-
-  ALWAYS_INLINE void load(V (&sum)[Rows][U]) const {
-    for (int r = 0; r < Rows; ++r)
-      for (int u = 0; u < U; ++u) {
-        const int64_t at = n + u * W;
-        sum[r][u] =
-            b.begin > 0 && at < p.N ? simd::load_part<isa.bytes>(p.y + row(r) * p.y_stride + at, p.N - at) : V{};
-      }
-  }
-
-  ALWAYS_INLINE void store(const V (&sum)[Rows][U]) const {
-    for (int u = 0; u < U; ++u) {
-      const int64_t at = n + u * W;
-      if (at >= p.N) return;
-      const bool last = p.bias && b.end == p.steps;
-      const V bias = last ? simd::load_part<isa.bytes>(p.bias + at, p.N - at) : V{};
-      for (int r = 0; r < Rows; ++r)
-        simd::store_part<isa.bytes>(p.y + row(r) * p.y_stride + at, sum[r][u] + bias, p.N - at);
-    }
+  ALWAYS_INLINE void store(const Product& p, const Block& b, int64_t n, const V (&sum)[Rows][U]) {
+    memcpy(values, sum, sizeof values);
+    store_sums(p, b, n, Rows, columns, values[0]);
   }
 };
+
+inline int64_t row_of(const Product& p, const Block& b, int r) { return std::min(b.m + r, p.M - 1); }
+
+inline const uint32_t* input_row(const Product& p, const Block& b, int r) {
+  return reinterpret_cast<const uint32_t*>(p.input + row_of(p, b, r) * p.input_row_bytes);
+}
 
 // Blocks of K and of rows that stay in the second cache while the panels go by: about 100 KiB of a panel, which is read
 // again for each few rows, and some 700 KiB of x.

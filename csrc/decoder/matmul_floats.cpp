@@ -12,18 +12,17 @@ struct Floats {
 
   template <simd::Isa isa, int Rows, int U>
   static ALWAYS_INLINE void columns(const Product& p, const Block& b, int64_t n) {
-    using T = Tile<isa, Rows, U>;
-    using V = typename T::V;
+    using V = simd::Vector<float, isa.bytes>;
     using Words = simd::Words<isa.bytes>;
-    const T tile{p, b, b.n + n};
+    constexpr int W = simd::lanes<float, isa.bytes>;
     const uint32_t* x[Rows];
-    for (int r = 0; r < Rows; ++r) x[r] = tile.input(r);
+    for (int r = 0; r < Rows; ++r) x[r] = input_row(p, b, r);
     const auto* w = reinterpret_cast<const uint32_t*>(b.panel) + b.begin * panel_rows + n;
     V sum[Rows][U];
-    tile.load(sum);
+    Sums<isa, Rows, U> sums(p, b, b.n + n, sum);
     for (int64_t k = b.begin; k < b.end; ++k, w += panel_rows) {
       Words words[U];
-      for (int u = 0; u < U; ++u) words[u] = *(const Words*)(w + u * T::W);
+      for (int u = 0; u < U; ++u) words[u] = *(const Words*)(w + u * W);
       for (int r = 0; r < Rows; ++r) {
         const Words factor = Words{} + x[r][k];
         for (int u = 0; u < U; ++u) {
@@ -34,7 +33,7 @@ struct Floats {
         }
       }
     }
-    tile.store(sum);
+    sums.store(p, b, b.n + n, sum);
   }
 
   template <simd::Isa isa, int Rows>

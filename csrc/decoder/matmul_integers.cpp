@@ -15,28 +15,27 @@ struct Integers {
 
   template <simd::Isa isa, int Rows, int U>
   static ALWAYS_INLINE void columns(const Product& p, const Block& b, int u0) {
-    using T = Tile<isa, Rows, U>;
-    using V = typename T::V;
+    using V = simd::Vector<float, isa.bytes>;
     using I = simd::Vector<int32_t, isa.bytes>;
     using Words = simd::Words<isa.bytes>;
     constexpr int Set = Rows < 4 ? Rows : 4;  // rows whose integer sums are kept at once
-    const T tile{p, b, b.n + u0 * T::W};
+    constexpr int W = simd::lanes<float, isa.bytes>;
     const uint32_t* x[Rows];
-    for (int r = 0; r < Rows; ++r) x[r] = tile.input(r);
+    for (int r = 0; r < Rows; ++r) x[r] = input_row(p, b, r);
     const auto* w = reinterpret_cast<const uint32_t*>(b.panel) + b.begin * group_words;
     V sum[Rows][U];
-    tile.load(sum);
+    Sums<isa, Rows, U> sums(p, b, b.n + u0 * W, sum);
     for (int64_t g = b.begin; g < b.end; ++g, w += group_words) {
-      const uint32_t* q = w + panel_rows / 2 + u0 * T::W;
+      const uint32_t* q = w + panel_rows / 2 + u0 * W;
       V scale[U];
       for (int u = 0; u < U; ++u) scale[u] = scales<isa>(w, u0 + u);
       for (int first = 0; first < Rows; first += Set) {
         I exact[Set][U];
         for (int r = 0; r < Set; ++r)
-          for (int u = 0; u < U; ++u) exact[r][u] = I{} + (int32_t)x[first + r][p.offsets + g];
+          for (int u = 0; u < U; ++u) exact[r][u] = (I)(Words{} + x[first + r][p.offsets + g]);
         for (int i = 0; i < (four ? words / 2 : words); ++i)
           for (int u = 0; u < U; ++u) {
-            const Words packed = *(const Words*)(q + i * panel_rows + u * T::W);
+            const Words packed = *(const Words*)(q + i * panel_rows + u * W);
             const Words low = four ? packed & 0x0f0f0f0f : packed, high = (packed >> 4) & 0x0f0f0f0f;
             for (int r = 0; r < Set; ++r) {
               const uint32_t* row = x[first + r] + g * words + i;
@@ -51,7 +50,7 @@ struct Integers {
         }
       }
     }
-    tile.store(sum);
+    sums.store(p, b, b.n + u0 * W, sum);
   }
 
   // Vector u of a panel's: each of the 16 words at w holds two scales.
