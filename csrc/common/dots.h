@@ -103,9 +103,22 @@ ALWAYS_INLINE Vector<int32_t, isa.bytes> dot_u8s8(Vector<int32_t, isa.bytes> sum
     asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
     return sum;
   }
-#endif
+  // Even and odd bytes as 16-bit numbers, for the sum of two products that every x86-64 has.
+  using Shorts = Vector<int16_t, isa.bytes>;
+  const auto pair = [](Words<isa.bytes> u, Shorts s) __attribute__((always_inline)) {
+    I two = (I)u;
+    if constexpr (isa.bytes == 16)
+      asm("pmaddwd %1, %0" : "+x"(two) : "x"(s));
+    else
+      asm("vpmaddwd %1, %0, %0" : "+v"(two) : "v"(s));
+    return two;
+  };
+  const Words<isa.bytes> bytes = Words<isa.bytes>{} + 0x00ff00ff;
+  return sum + pair(a & bytes, (Shorts)b << 8 >> 8) + pair(a >> 8 & bytes, (Shorts)b >> 8);
+#else
   for (int shift = 0; shift < 32; shift += 8) sum += (I)((a >> shift) & 0xff) * ((I)(b << (24 - shift)) >> 24);
   return sum;
+#endif
 }
 
 }  // namespace minigpt::simd
