@@ -1,171 +1,259 @@
-// Attention backward on the CPU. A task takes the keys of one key/value head, or a run of them, tile by tile; it meets each
-// tile with the queries that see it, of all heads of the group, and makes the tile's probabilities anew from lse:
+// Attention backward on the CPU. A task takes the keys of one key/value head, or a run of them, and the heads of the group
+// one after the other; each tile of keys meets the queries that see it, and its probabilities are made anew from lse:
 //   p = e^(s - lse)   dp = drop(dout v^T)   ds = gain p (dp - delta), delta = sum_d dout out; gain: the rule's derivative
-//   dv += drop(p)^T dout     dk += ds^T (scale q)     dq += scale ds k
-// dk and dv of a tile are complete when its queries are done. dq is summed over tiles in the task's own memory; with several
-// runs of keys, each has its own sum, and they are added in order at the end. No atomics: equal runs are equal bit for bit.
+//   dv += drop(p)^T dout     dk += scale ds^T q     dq += scale ds k
+// dk and dv are summed over the heads of the group, dq over tiles, in the task's own memory; with several runs of keys, each
+// has its own share of dq, and they are added in order at the end. No atomics: equal runs are equal bit for bit.
 #include "../common/dispatch.h"
 #include "../common/parallel.h"
-#include "../common/score_simd.h"
-#include "../common/scratch.h"
 #include "attention_tiles.h"
 
 namespace minigpt {
 namespace {
 
-template <class T>
-struct Delta {
-  template <int Bytes>
-  static ALWAYS_INLINE void run(const AttentionBackwardParams* p, int64_t b, int64_t h) {
-    using A = accumulate_t<T>;
-    constexpr int W = simd::lanes<A, Bytes>;
-    const AttentionShape& s = p->shape;
-    for (int64_t i = 0; i < s.T; ++i) {
-      const T* dout = static_cast<const T*>(p->dout) + b * p->dout_strides.batch + i * p->dout_strides.token +
-                      h * p->dout_strides.head;
-      const T* out = static_cast<const T*>(p->out) + ((b * s.T + i) * s.H + h) * s.D;
-      simd::Vector<A, Bytes> sum = {};
-      for (int64_t d = 0; d < s.D; d += W)
-        sum += simd::load_part<Bytes>(dout + d, s.D - d) * simd::load_part<Bytes>(out + d, s.D - d);
-      static_cast<A*>(p->delta)[(b * s.H + h) * s.T + i] = simd::sum(sum);
-    }
-  }
-};
+constexpr int64_t kBlock = 2 * kQueries;  // queries that dk and dv take up in one product
+
+// The keys of a run, none where there are more runs than tiles.
+Range keys_of_chunk(const AttentionBackwardParams& p, int64_t chunk) {
+  const int64_t tiles = (p.shape.S + kKeys - 1) / kKeys, length = (tiles + p.chunks - 1) / p.chunks * kKeys;
+  return {std::min(p.shape.S, chunk * length), std::min(p.shape.S, (chunk + 1) * length)};
+}
 
 template <class T>
 struct Backward {
   using A = accumulate_t<T>;
 
-  template <int Bytes>
-  static ALWAYS_INLINE void product(const GemmParams<A>& g) {
-    simd::call_from<Gemm<A>, Bytes>(g);
-  }
+  // What a task packs of one head's queries, from `first` on: blocks of kQueries turned over, rows, and statistics.
+  template <class E>
+  struct Queries {
+    E *q_columns, *dout_columns;  // (blocks, packed(D), kQueries)
+    E *q_rows, *dout_rows;        // (packed(n), D_padded)
+    A *lse, *delta;               // in exponents of 2; 0 where the query sees nothing
+    A* dq;                        // (n, D_padded)
+  };
 
-  // a *= b, over rows of kKeys of which whole vectors are taken.
-  template <int Bytes>
-  static ALWAYS_INLINE void multiply_rows(A* a, const A* b, int64_t n, int64_t columns) {
-    for (int64_t i = 0; i < n; ++i)
-      for (int64_t j = i * kKeys; j < i * kKeys + columns; j += simd::lanes<A, Bytes>)
-        simd::store<Bytes>(a + j, simd::load<Bytes>(a + j) * simd::load<Bytes>(b + j));
-  }
+  // A tile of scores, made by one call and used by the products after it.
+  template <class E>
+  struct Tile {
+    A *scores, *dp, *gains;  // (kKeys, kQueries)
+    E *p, *ds;               // (kKeys, packed(kBlock)): to be summed over queries
+    E* ds_over;              // (packed(kKeys), kBlock): to be summed over keys
+  };
 
-  // Scores and dp of one row become p (dropped: what dv is made from) and ds.
-  template <int Bytes>
-  static ALWAYS_INLINE void softmax_row(const AttentionBackwardParams& p, A* scores, A* dp, int64_t bh, int64_t i,
-                                        int64_t j0, int64_t n_keys) {
-    constexpr int W = simd::lanes<A, Bytes>;
+  template <simd::Isa isa>
+  static ALWAYS_INLINE void pack(const AttentionBackwardParams& p, int64_t b, int64_t h, Range queries,
+                                 const Queries<typename Packing<T, isa>::E>& to) {
+    using P = Packing<T, isa>;
     const AttentionShape& s = p.shape;
-    const A lse = static_cast<const A*>(p.lse)[bh * s.T + i], delta = static_cast<const A*>(p.delta)[bh * s.T + i];
-    const A shift = lse == -INFINITY ? A(0) : lse;  // a row that sees nothing: every score is minus infinity
-    mask_row(scores, visible(s, i, j0, n_keys));
-    A factors[kKeys];
-    if (s.dropout_threshold) dropout_factors(factors, s, uint64_t(*p.seed), bh, i, j0);
-    for (int64_t j = 0; j < kKeys; j += W) {
-      const auto probability = simd::exp<Bytes>(simd::load<Bytes>(scores + j) - shift);
-      auto kept = probability, g = simd::load<Bytes>(dp + j);
-      if (s.dropout_threshold) {
-        kept *= simd::load<Bytes>(factors + j);
-        g *= simd::load<Bytes>(factors + j);
+    const int64_t D = s.D, lines = P::packed(D), n = queries.last - queries.first, padded = round_up(D, P::W);
+    const int64_t q_stride = p.q_strides.token, dout_stride = p.dout_strides.token;
+    const T* q = static_cast<const T*>(p.q) + b * p.q_strides.batch + h * p.q_strides.head + queries.first * q_stride;
+    const T* dout = static_cast<const T*>(p.dout) + b * p.dout_strides.batch + h * p.dout_strides.head +
+                    queries.first * dout_stride;
+    const T* out = static_cast<const T*>(p.out) + ((b * s.T + queries.first) * s.H + h) * D;
+    const A* lse = static_cast<const A*>(p.lse) + (b * s.H + h) * s.T + queries.first;
+    for (int64_t i = 0; i < n; i += kQueries) {
+      const int64_t part = std::min(kQueries, n - i);
+      P::columns(to.q_columns + i * lines, q + i * q_stride, q_stride, part, D);
+      P::columns(to.dout_columns + i * lines, dout + i * dout_stride, dout_stride, part, D);
+    }
+    P::rows_over(to.q_rows, q, q_stride, n, D);
+    P::rows_over(to.dout_rows, dout, dout_stride, n, D);
+    for (int64_t i = 0; i < round_up(n, kQueries); ++i) {
+      simd::Vector<A, isa.bytes> sum = {};
+      for (int64_t d = 0; i < n && d < D; d += P::W)
+        sum += simd::load_part<isa.bytes>(dout + i * dout_stride + d, D - d) *
+               simd::load_part<isa.bytes>(out + i * s.H * D + d, D - d);
+      to.delta[i] = simd::sum(sum);
+      to.lse[i] = i >= n || lse[i] == -INFINITY ? A(0) : lse[i] * A(kLog2E);
+    }
+    std::fill_n(to.dq, n * padded, A(0));
+  }
+
+  // Scores and dp of n queries (lanes, from i0 on; in a block from `at` on) and `rows` keys become p (dropped: what dv is
+  // made from) and ds.
+  template <simd::Isa isa>
+  static ALWAYS_INLINE void softmax(const AttentionBackwardParams& p, const Tile<typename Packing<T, isa>::E>& tile,
+                                    const A* lse, const A* delta, int64_t bh, int64_t i0, int64_t n, int64_t at,
+                                    int64_t j0, int64_t rows, A unit) {
+    using P = Packing<T, isa>;
+    using V = simd::Vector<A, isa.bytes>;
+    const AttentionShape& s = p.shape;
+    const uint64_t seed = s.dropout_threshold ? uint64_t(*p.seed) : 0;
+    for (int64_t i = 0; i < n; i += P::W) {
+      const V base = simd::load<isa.bytes>(lse + i), minus = simd::load<isa.bytes>(delta + i);
+      for (int64_t r = 0; r < rows; r += 4) {
+        V kept[4], ds[4];
+        for (int k = 0; k < 4; ++k) {
+          kept[k] = simd::exp2<isa.bytes>(simd::load<isa.bytes>(tile.scores + (r + k) * kQueries + i) * unit - base);
+          ds[k] = simd::load<isa.bytes>(tile.dp + (r + k) * kQueries + i);
+        }
+        if (s.dropout_threshold) {
+          const auto keep = kept_keys<A, isa.bytes>(seed, s.dropout_threshold, bh, i0 + i, j0 + r);
+          for (int k = 0; k < 4; ++k) {
+            ds[k] = kept[k] * ((keep.lanes[k] ? ds[k] * A(s.dropout_scale) : V{}) - minus);
+            kept[k] = keep.lanes[k] ? kept[k] : V{};
+          }
+        } else {
+          for (int k = 0; k < 4; ++k) ds[k] = kept[k] * (ds[k] - minus);
+        }
+        if (p.rule.softcap > 0)
+          for (int k = 0; k < 4; ++k) ds[k] *= simd::load<isa.bytes>(tile.gains + (r + k) * kQueries + i);
+        put<isa>(tile, kept, ds, r, at + i);
       }
-      simd::store<Bytes>(scores + j, kept);
-      simd::store<Bytes>(dp + j, probability * (g - delta));
     }
   }
 
-  template <int Bytes>
+  template <simd::Isa isa>
+  static ALWAYS_INLINE void put(const Tile<typename Packing<T, isa>::E>& tile, const simd::Vector<A, isa.bytes>* kept,
+                                const simd::Vector<A, isa.bytes>* ds, int64_t r, int64_t i) {
+    using P = Packing<T, isa>;
+    for (int k = 0; k < 4; ++k) {
+      const int64_t place = (r + k) * kBlock + i;
+      if constexpr (P::pairs) {
+        const auto p_half = simd::narrow_bf16<isa>(kept[k]), ds_half = simd::narrow_bf16<isa>(ds[k]);
+        memcpy((bfloat16*)tile.p + place, &p_half, sizeof p_half);
+        memcpy((bfloat16*)tile.ds + place, &ds_half, sizeof ds_half);
+        if (k % 2 == 0)
+          *(typename P::V*)(tile.ds_over + (r + k) / 2 * kBlock + i) = simd::pair_bf16<isa>(ds[k], ds[k + 1]);
+      } else {
+        simd::store<isa.bytes>(tile.p + place, kept[k]);
+        simd::store<isa.bytes>(tile.ds + place, ds[k]);
+      }
+    }
+  }
+
+  template <simd::Isa isa>
   static ALWAYS_INLINE void run(const AttentionBackwardParams* params, int64_t b, int64_t h_kv, int64_t chunk) {
-    constexpr int W = simd::lanes<A, Bytes>;
+    using P = Packing<T, isa>;
+    using E = typename P::E;
+    constexpr int W = P::W;
     const AttentionBackwardParams& p = *params;
     const AttentionShape& s = p.shape;
-    const int64_t D = s.D, padded = round_up(D, W), group = s.H / s.H_kv;
-    const int64_t tiles = (s.S + kKeys - 1) / kKeys, tiles_a_chunk = (tiles + p.chunks - 1) / p.chunks;
-    Scratch scratch(Scratch::bytes_for<A>(group * s.T * padded) + 2 * Scratch::bytes_for<A>(D * kKeys) +
-                    3 * Scratch::bytes_for<A>(kKeys * padded) + 2 * Scratch::bytes_for<A>(kQueries * padded) +
-                    3 * Scratch::bytes_for<A>(kQueries * kKeys));
-    A* dq = scratch.take<A>(group * s.T * padded);
-    A *k_columns = scratch.take<A>(D * kKeys), *v_columns = scratch.take<A>(D * kKeys);
-    A *k_rows = scratch.take<A>(kKeys * padded), *dk = scratch.take<A>(kKeys * padded);
-    A* dv = scratch.take<A>(kKeys * padded);
-    A *q_rows = scratch.take<A>(kQueries * padded), *dout_rows = scratch.take<A>(kQueries * padded);
-    A *scores = scratch.take<A>(kQueries * kKeys), *dp = scratch.take<A>(kQueries * kKeys);
-    A* gains = scratch.take<A>(kQueries * kKeys);
-    std::fill_n(dq, group * s.T * padded, A(0));
+    const int64_t D = s.D, padded = round_up(D, W), width = P::width(D), lines = P::packed(D), group = s.H / s.H_kv;
+    const Range keys = keys_of_chunk(p, chunk), all = queries_of(s, keys.first, keys.last, kBlock);
+    const int64_t begin = keys.first, n_keys_all = keys.last - keys.first;
+    const int64_t n_all = all.last - all.first, n_up = round_up(n_all, kBlock);
+    Scratch scratch(2 * Scratch::bytes_for<E>(n_up * lines) + 2 * Scratch::bytes_for<E>(n_up * padded) +
+                    2 * Scratch::bytes_for<A>(n_up) + Scratch::bytes_for<A>(n_all * padded) +
+                    3 * Scratch::bytes_for<A>(kKeys * kQueries) + 3 * Scratch::bytes_for<E>(kKeys * kBlock) +
+                    2 * Scratch::bytes_for<E>(kKeys * width) + Scratch::bytes_for<E>(kKeys * padded) +
+                    2 * Scratch::bytes_for<A>(n_keys_all * padded));
+    const Queries<E> queries{scratch.take<E>(n_up * lines),  scratch.take<E>(n_up * lines),
+                             scratch.take<E>(n_up * padded), scratch.take<E>(n_up * padded),
+                             scratch.take<A>(n_up),          scratch.take<A>(n_up),
+                             scratch.take<A>(n_all * padded)};
+    const Tile<E> tile{scratch.take<A>(kKeys * kQueries), scratch.take<A>(kKeys * kQueries),
+                       scratch.take<A>(kKeys * kQueries), scratch.take<E>(kKeys * kBlock),
+                       scratch.take<E>(kKeys * kBlock),   P::pairs ? scratch.take<E>(kKeys * kBlock) : nullptr};
+    E *k_rows = scratch.take<E>(kKeys * width), *v_rows = scratch.take<E>(kKeys * width);
+    E* k_over = P::pairs ? scratch.take<E>(kKeys * padded) : k_rows;  // K again, to be summed over keys
+    A *dk = scratch.take<A>(n_keys_all * padded), *dv = scratch.take<A>(n_keys_all * padded);
+    std::fill_n(dk, n_keys_all * padded, A(0));
+    std::fill_n(dv, n_keys_all * padded, A(0));
 
     const T* k_head = static_cast<const T*>(p.k) + b * p.k_strides.batch + h_kv * p.k_strides.head;
     const T* v_head = static_cast<const T*>(p.v) + b * p.v_strides.batch + h_kv * p.v_strides.head;
-    const int64_t first = chunk * tiles_a_chunk * kKeys, last = std::min(s.S, first + tiles_a_chunk * kKeys);
-    for (int64_t j0 = first; j0 < last; j0 += kKeys) {
-      const int64_t n_keys = std::min(kKeys, s.S - j0);
-      pack_columns<T, Bytes>(k_columns, k_head + j0 * p.k_strides.token, p.k_strides.token, n_keys, D);
-      pack_columns<T, Bytes>(v_columns, v_head + j0 * p.v_strides.token, p.v_strides.token, n_keys, D);
-      pack_rows<T, Bytes>(k_rows, k_head + j0 * p.k_strides.token, p.k_strides.token, n_keys, D, A(s.scale));
-      std::fill_n(dk, kKeys * padded, A(0));
-      std::fill_n(dv, kKeys * padded, A(0));
-      const Range queries = queries_of(s, j0, j0 + n_keys);
-      for (int64_t h = h_kv * group; h < (h_kv + 1) * group; ++h) {
-        const T* q_head = static_cast<const T*>(p.q) + b * p.q_strides.batch + h * p.q_strides.head;
-        const T* dout_head = static_cast<const T*>(p.dout) + b * p.dout_strides.batch + h * p.dout_strides.head;
-        for (int64_t i0 = queries.first; i0 < queries.last; i0 += kQueries) {
-          const int64_t n = std::min(kQueries, queries.last - i0);
+    const bool plain = p.rule.is_plain() && s.scale > 0;  // then the maximum of raw scores is that of the scaled ones
+    const A unit = plain ? s.scale * kLog2E : kLog2E;
+    for (int64_t h = h_kv * group; h < (h_kv + 1) * group; ++h) {
+      pack<isa>(p, b, h, all, queries);
+      for (int64_t j = 0; j < n_keys_all; j += kKeys) {
+        const int64_t j0 = begin + j, n_keys = std::min(kKeys, s.S - j0);
+        P::rows_along(k_rows, k_head + j0 * p.k_strides.token, p.k_strides.token, n_keys, round_up(n_keys, 4), D);
+        P::rows_along(v_rows, v_head + j0 * p.v_strides.token, p.v_strides.token, n_keys, round_up(n_keys, 4), D);
+        if constexpr (P::pairs) P::rows_over(k_over, k_head + j0 * p.k_strides.token, p.k_strides.token, n_keys, D);
+        const Range meet = queries_of(s, j0, j0 + n_keys, kBlock);
+        for (int64_t i0 = meet.first; i0 < meet.last; i0 += kBlock) {
+          const int64_t n = std::min(kBlock, meet.last - i0), at = i0 - all.first;
           const int64_t seen = visible(s, i0 + n - 1, j0, n_keys).last;  // the last query sees furthest
           if (seen == 0) continue;
-          const int64_t columns = round_up(seen, W);
-          pack_rows<T, Bytes>(q_rows, q_head + i0 * p.q_strides.token, p.q_strides.token, n, D, A(s.scale));
-          pack_rows<T, Bytes>(dout_rows, dout_head + i0 * p.dout_strides.token, p.dout_strides.token, n, D, A(1));
-          product<Bytes>({n, columns, D, q_rows, padded, 1, k_columns, kKeys, scores, kKeys, false});
-          apply<A, Bytes>(p.rule, h, {scores, gains, n, seen, kKeys, i0 + s.S - s.T - j0});
-          product<Bytes>({n, columns, D, dout_rows, padded, 1, v_columns, kKeys, dp, kKeys, false});
-          for (int64_t i = 0; i < n; ++i)
-            softmax_row<Bytes>(p, scores + i * kKeys, dp + i * kKeys, b * s.H + h, i0 + i, j0, n_keys);
-          if (p.rule.softcap > 0) multiply_rows<Bytes>(dp, gains, n, columns);
-          product<Bytes>({seen, padded, n, scores, 1, kKeys, dout_rows, padded, dv, padded, true});
-          product<Bytes>({seen, padded, n, dp, 1, kKeys, q_rows, padded, dk, padded, true});
-          product<Bytes>({n, padded, seen, dp, kKeys, 1, k_rows, padded, dq + ((h - h_kv * group) * s.T + i0) * padded,
-                          padded, true});
+          for (int64_t i = 0; i < n; i += kQueries) {
+            const int64_t part = std::min(kQueries, n - i), columns = round_up(part, W);
+            const int64_t sees = visible(s, i0 + i + part - 1, j0, n_keys).last, rows = round_up(sees, 4);
+            const int64_t line = (at + i) * lines;
+            if (rows > 0) {
+              P::product({rows, columns, lines, k_rows, width, 1, queries.q_columns + line, kQueries, tile.scores,
+                          kQueries, false});
+              if (!plain)
+                apply<A, isa.bytes>(
+                    p.rule, h,
+                    {tile.scores, tile.gains, rows, columns, kQueries, i0 + i + s.S - s.T - j0, -1, A(s.scale)});
+              mask_tile<A, isa.bytes>(s, tile.scores, i0 + i, columns, j0, n_keys, rows);
+              P::product({rows, columns, lines, v_rows, width, 1, queries.dout_columns + line, kQueries, tile.dp,
+                          kQueries, false});
+              softmax<isa>(p, tile, queries.lse + at + i, queries.delta + at + i, b * s.H + h, i0 + i, columns, i, j0,
+                           rows, unit);
+              const E* ds = P::pairs ? tile.ds_over : tile.ds;
+              P::product({part, padded, P::packed(sees), ds + i, 1, kBlock, k_over, padded,
+                          queries.dq + (at + i) * padded, padded, true});
+            }
+            const simd::Vector<A, isa.bytes> zeros[4] = {};
+            for (int64_t r = rows; r < round_up(seen, 4); r += 4)  // keys that only later queries of the block see
+              for (int64_t lane = i; lane < i + columns; lane += W) put<isa>(tile, zeros, zeros, r, lane);
+          }
+          // Half of the keys at a time: on the diagonal the second half is seen by fewer queries.
+          for (int64_t r = 0; r < seen; r += kKeys / 2) {
+            const int64_t count = std::min(seen - r, kKeys / 2), pitch = kBlock / P::depth;
+            const int64_t from = std::max<int64_t>(0, queries_of(s, j0 + r, j0 + r + count, kQueries).first - i0);
+            const int64_t line = (at + from) / P::depth * padded, place = r * pitch + from / P::depth;
+            const int64_t deep = P::packed(n - from);
+            P::product({count, padded, deep, tile.p + place, pitch, 1, queries.dout_rows + line, padded,
+                        dv + (j + r) * padded, padded, true});
+            P::product({count, padded, deep, tile.ds + place, pitch, 1, queries.q_rows + line, padded,
+                        dk + (j + r) * padded, padded, true});
+          }
         }
       }
-      const int64_t at = ((b * s.S + j0) * s.H_kv + h_kv) * D, stride = s.H_kv * D;
-      write_rows<Bytes>(static_cast<T*>(p.dk) + at, stride, dk, n_keys, D);
-      write_rows<Bytes>(static_cast<T*>(p.dv) + at, stride, dv, n_keys, D);
-    }
-
-    for (int64_t h = h_kv * group; h < (h_kv + 1) * group; ++h) {
-      const A* sum = dq + (h - h_kv * group) * s.T * padded;
       if (p.chunks == 1) {
-        write_rows<Bytes>(static_cast<T*>(p.dq) + (b * s.T * s.H + h) * D, s.H * D, sum, s.T, D);
+        T* dq = static_cast<T*>(p.dq) + (b * s.T * s.H + h) * D;
+        for (int64_t i = 0; i < s.T; ++i)  // queries that see nothing
+          if (i < all.first || i >= all.last) std::fill_n(dq + i * s.H * D, D, T{});
+        write_rows<isa>(dq + all.first * s.H * D, s.H * D, queries.dq, n_all, D, A(s.scale));
       } else {
-        A* partial = static_cast<A*>(p.dq_partial) + ((chunk * s.B + b) * s.H + h) * s.T * D;
-        for (int64_t i = 0; i < s.T; ++i) std::copy_n(sum + i * padded, D, partial + i * D);
+        A* partial = static_cast<A*>(p.dq_partial) + (((chunk * s.B + b) * s.H + h) * s.T + all.first) * D;
+        for (int64_t i = 0; i < n_all; ++i) std::copy_n(queries.dq + i * padded, D, partial + i * D);
       }
     }
+    const int64_t at = ((b * s.S + begin) * s.H_kv + h_kv) * D, stride = s.H_kv * D;
+    write_rows<isa>(static_cast<T*>(p.dk) + at, stride, dk, n_keys_all, D, A(s.scale));
+    write_rows<isa>(static_cast<T*>(p.dv) + at, stride, dv, n_keys_all, D, A(s.dropout_scale));
   }
 
-  template <int Bytes>
-  static ALWAYS_INLINE void write_rows(T* to, int64_t stride, const A* from, int64_t n, int64_t D) {
-    constexpr int W = simd::lanes<A, Bytes>;
+  template <simd::Isa isa>
+  static ALWAYS_INLINE void write_rows(T* to, int64_t stride, const A* from, int64_t n, int64_t D, A factor) {
+    constexpr int W = simd::lanes<A, isa.bytes>;
     const int64_t padded = round_up(D, W);
     for (int64_t r = 0; r < n; ++r)
       for (int64_t d = 0; d < D; d += W)
-        simd::store_part<Bytes>(to + r * stride + d, simd::load<Bytes>(from + r * padded + d), D - d);
+        simd::store_part<isa.bytes>(to + r * stride + d, simd::load<isa.bytes>(from + r * padded + d) * factor, D - d);
   }
 };
 
-// One head's dq: the chunks' shares, added in order.
+// dq of one head's queries from i on: the shares of the runs of keys that they see, added in order.
 template <class T>
 struct AddChunks {
-  template <int Bytes>
-  static ALWAYS_INLINE void run(const AttentionBackwardParams* p, int64_t b, int64_t h) {
+  template <simd::Isa isa>
+  static ALWAYS_INLINE void run(const AttentionBackwardParams* p, int64_t b, int64_t h, int64_t begin, int64_t end) {
     using A = accumulate_t<T>;
-    constexpr int W = simd::lanes<A, Bytes>;
+    constexpr int W = simd::lanes<A, isa.bytes>;
     const AttentionShape& s = p->shape;
-    for (int64_t i = 0; i < s.T; ++i)
-      for (int64_t d = 0; d < s.D; d += W) {
-        simd::Vector<A, Bytes> sum = {};
-        for (int64_t chunk = 0; chunk < p->chunks; ++chunk)
-          sum += simd::load_part<Bytes>(
-              static_cast<const A*>(p->dq_partial) + (((chunk * s.B + b) * s.H + h) * s.T + i) * s.D + d, s.D - d);
-        simd::store_part<Bytes>(static_cast<T*>(p->dq) + ((b * s.T + i) * s.H + h) * s.D + d, sum, s.D - d);
+    const int64_t D = s.D, chunk_size = s.B * s.H * s.T * D;
+    for (int64_t i = begin; i < end; ++i) {
+      int64_t first = p->chunks, last = 0;
+      for (int64_t chunk = 0; chunk < p->chunks; ++chunk) {
+        const Range keys = keys_of_chunk(*p, chunk), met = queries_of(s, keys.first, keys.last, kBlock);
+        if (i >= met.first && i < met.last) first = std::min(first, chunk), last = chunk + 1;
       }
+      const A* share = static_cast<const A*>(p->dq_partial) + ((b * s.H + h) * s.T + i) * D;
+      T* dq = static_cast<T*>(p->dq) + ((b * s.T + i) * s.H + h) * D;
+      for (int64_t d = 0; d < D; d += W) {
+        simd::Vector<A, isa.bytes> sum = {};
+        for (int64_t chunk = first; chunk < last; ++chunk)
+          sum += simd::load_part<isa.bytes>(share + chunk * chunk_size + d, D - d);
+        simd::store_part<isa.bytes>(dq + d, sum * A(s.scale), D - d);
+      }
+    }
   }
 };
 
@@ -176,12 +264,16 @@ void attention_backward_cpu(const AttentionBackwardParams& p) {
   dispatch(p.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     const int64_t heads = s.B * s.H, heads_kv = s.B * s.H_kv;
-    parallel_tasks(heads, [&](int64_t i) { simd::call<Delta<T>>(&p, i / s.H, i % s.H); });
     parallel_tasks(heads_kv * p.chunks, [&](int64_t task) {  // causal: the first keys have most queries
       const int64_t head = task % heads_kv;
-      simd::call<Backward<T>>(&p, head / s.H_kv, head % s.H_kv, task / heads_kv);
+      call_for<T, Backward<T>>(&p, head / s.H_kv, head % s.H_kv, task / heads_kv);
     });
-    if (p.chunks > 1) parallel_tasks(heads, [&](int64_t i) { simd::call<AddChunks<T>>(&p, i / s.H, i % s.H); });
+    if (p.chunks == 1) return;
+    const int64_t runs = (s.T + kBlock - 1) / kBlock;
+    parallel_tasks(heads * runs, [&](int64_t task) {
+      const int64_t head = task / runs, begin = task % runs * kBlock;
+      simd::call<WithoutDots<AddChunks<T>>>(&p, head / s.H, head % s.H, begin, std::min(s.T, begin + kBlock));
+    });
   });
 }
 

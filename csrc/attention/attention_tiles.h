@@ -1,62 +1,124 @@
-// What the CPU's forward and backward share: tiles of Queries x Keys scores, how tensors are packed for them, which keys a
-// query sees, and dropout. Packed data is of the accumulation type A, whatever the tensors hold, in rows padded with zeros
-// to whole vectors.
+// What the CPU's forward and backward share: how tensors are packed, which keys a query sees, and the mask.
+//
+// A tile of scores has keys for rows and queries for lanes, s^T = k q^T. So a softmax goes down the lanes and needs no sum
+// across them, one Philox call's four keys are four rows, and of all operands only the few queries are turned over.
+// Operands are packed in rows of whole vectors, filled up with zeros: widened to the accumulation type A, or, where the CPU
+// has dot products of bf16, as pairs of neighbours along the dimension that a product sums over (common/gemm.h).
 #pragma once
 #include <algorithm>
 #include <cmath>
 #include <utility>
 
 #include "../common/gemm.h"
-#include "../common/philox.h"
+#include "../common/philox_simd.h"
+#include "../common/score_simd.h"
+#include "../common/scratch.h"
 #include "attention.h"
 
 namespace minigpt {
 
 constexpr int64_t kQueries = 32, kKeys = 64;  // a tile of scores: 8 KiB in float, beside its operands in the L1 cache
+constexpr double kLog2E = 1.4426950408889634, kLn2 = 0.6931471805599453;
 
 inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-// Rows [row, row + n) of one head, times `factor`: packed (n, D_padded).
-template <class T, int Bytes>
-ALWAYS_INLINE void pack_rows(accumulate_t<T>* packed, const T* source, int64_t stride, int64_t n, int64_t D,
-                             accumulate_t<T> factor) {
-  constexpr int W = simd::lanes<accumulate_t<T>, Bytes>;
-  const int64_t padded = round_up(D, W);
-  for (int64_t r = 0; r < n; ++r)
-    for (int64_t d = 0; d < D; d += W)
-      simd::store<Bytes>(packed + r * padded + d, simd::load_part<Bytes>(source + r * stride + d, D - d) * factor);
-}
-
-template <class A, int Bytes, int... I>
-ALWAYS_INLINE void transpose_step(const simd::Vector<A, Bytes>* from, simd::Vector<A, Bytes>* to,
-                                  std::integer_sequence<int, I...>) {
-  constexpr int W = sizeof...(I);
-  for (int i = 0; i < W / 2; ++i) {  // interleave lines i and i + W/2
-    to[2 * i] = __builtin_shufflevector(from[i], from[i + W / 2], (I % 2 ? W + I / 2 : I / 2)...);
-    to[2 * i + 1] = __builtin_shufflevector(from[i], from[i + W / 2], (I % 2 ? W + (W + I) / 2 : (W + I) / 2)...);
-  }
-}
-
-// n (<= kKeys) rows of one head, turned over: packed (D, kKeys), with zeros in the columns from n on.
-// A W x W block is transposed in registers by log2(W) rounds of interleaving its lines.
-template <class T, int Bytes>
-ALWAYS_INLINE void pack_columns(accumulate_t<T>* packed, const T* source, int64_t stride, int64_t n, int64_t D) {
+template <class T, simd::Isa isa>
+struct Packing {
   using A = accumulate_t<T>;
-  constexpr int W = simd::lanes<A, Bytes>;
-  for (int64_t j = 0; j < kKeys; j += W) {
-    for (int64_t d = 0; d < D; d += W) {
-      simd::Vector<A, Bytes> a[W], b[W];
-      for (int r = 0; r < W; ++r)
-        a[r] = j + r < n ? simd::load_part<Bytes>(source + (j + r) * stride + d, D - d) : simd::Vector<A, Bytes>{};
-      constexpr auto lanes = std::make_integer_sequence<int, W>{};
-      constexpr int rounds = W == 2 ? 1 : W == 4 ? 2 : W == 8 ? 3 : 4;
-      for (int round = 0; round < rounds; ++round) {
-        transpose_step<A, Bytes>(a, b, lanes);
-        for (int r = 0; r < W; ++r) a[r] = b[r];
-      }
-      for (int64_t r = 0; r < W && d + r < D; ++r) simd::store<Bytes>(packed + (d + r) * kKeys + j, a[r]);
+  static constexpr bool pairs = std::is_same_v<T, bfloat16> && isa.bf16;
+  using E = std::conditional_t<pairs, uint32_t, A>;
+  using V = simd::Vector<E, isa.bytes>;
+  static constexpr int64_t depth = pairs ? 2 : 1;  // numbers in an E
+  static constexpr int W = simd::lanes<A, isa.bytes>;
+
+  // Packed elements that n numbers along the summed dimension take.
+  static ALWAYS_INLINE int64_t packed(int64_t n) { return (n + depth - 1) / depth; }
+  // A row of them, D long.
+  static ALWAYS_INLINE int64_t width(int64_t D) { return round_up(packed(D), W); }
+
+  // W packed elements of a row of which n > 0 numbers are left.
+  static ALWAYS_INLINE V load(const T* row, int64_t n) {
+    if constexpr (pairs) {
+      V words = {};
+      if (n >= 2 * W)
+        memcpy(&words, row, sizeof words);
+      else
+        memcpy(&words, row, 2 * n);
+      return words;
+    } else {
+      return simd::load_part<isa.bytes>(row, n);
     }
   }
+
+  // Rows to be summed along D: (rows, width). Those from n on are zeros.
+  static ALWAYS_INLINE void rows_along(E* to, const T* from, int64_t stride, int64_t n, int64_t rows, int64_t D) {
+    const int64_t w = width(D);
+    for (int64_t r = 0; r < n; ++r)
+      for (int64_t d = 0; d < w; d += W) *(V*)(to + r * w + d) = load(from + r * stride + d * depth, D - d * depth);
+    std::fill_n(to + n * w, (rows - n) * w, E(0));
+  }
+
+  // Rows to be summed over: (packed(n), D_padded).
+  static ALWAYS_INLINE void rows_over(E* to, const T* from, int64_t stride, int64_t n, int64_t D) {
+    for (int64_t r = 0; r < n; r += depth)
+      for (int64_t d = 0; d < D; d += W, to += W) {
+        const T* row = from + r * stride + d;
+        if constexpr (pairs) {
+          using F = simd::Vector<float, isa.bytes>;
+          const F even = simd::load_part<isa.bytes>(row, D - d);
+          const F odd = r + 1 < n ? simd::load_part<isa.bytes>(row + stride, D - d) : F{};
+          *(V*)to = (V)even >> 16 | (V)odd;
+        } else {
+          *(V*)to = simd::load_part<isa.bytes>(row, D - d);
+        }
+      }
+  }
+
+  template <int... I>
+  static ALWAYS_INLINE void transpose_step(const V* from, V* to, std::integer_sequence<int, I...>) {
+    for (int i = 0; i < W / 2; ++i) {  // interleave lines i and i + W/2
+      to[2 * i] = __builtin_shufflevector(from[i], from[i + W / 2], (I % 2 ? W + I / 2 : I / 2)...);
+      to[2 * i + 1] = __builtin_shufflevector(from[i], from[i + W / 2], (I % 2 ? W + (W + I) / 2 : (W + I) / 2)...);
+    }
+  }
+
+  // n (<= kQueries) rows turned over: (packed(D), kQueries), with zeros in the columns from n on up to whole vectors.
+  // A W x W block is transposed in registers by log2(W) rounds of interleaving its lines.
+  static ALWAYS_INLINE void columns(E* to, const T* from, int64_t stride, int64_t n, int64_t D) {
+    const int64_t lines = packed(D);
+    for (int64_t i = 0; i < n; i += W)
+      for (int64_t d = 0; d < lines; d += W) {
+        V a[W], b[W];
+        for (int r = 0; r < W; ++r) a[r] = i + r < n ? load(from + (i + r) * stride + d * depth, D - d * depth) : V{};
+        constexpr int rounds = W == 2 ? 1 : W == 4 ? 2 : W == 8 ? 3 : 4;
+        for (int round = 0; round < rounds; ++round) {
+          transpose_step(a, b, std::make_integer_sequence<int, W>{});
+          for (int r = 0; r < W; ++r) a[r] = b[r];
+        }
+        for (int64_t r = 0; r < W && d + r < lines; ++r) *(V*)(to + (d + r) * kQueries + i) = a[r];
+      }
+  }
+
+  static ALWAYS_INLINE void product(const GemmParams<E>& g) { simd::call_dots_from<Gemm<E>, isa>(g); }
+};
+
+// Calls Body<T>::run<isa>(args...) for the instruction set in use. Dot products are asked for by bf16 alone.
+template <class Body>
+struct WithoutDots {
+  template <int Bytes, class... Args>
+  static ALWAYS_INLINE void run(Args... args) {
+    Body::template run<simd::Isa{Bytes, false, false}>(args...);
+  }
+};
+
+template <class T, class Body, class... Args>
+void call_for(Args... args) {
+#ifdef MINIGPT_DOTS
+  if constexpr (std::is_same_v<T, bfloat16>)
+    if (simd::level() == simd::Level::avx512_bf16)
+      return simd::run_dots_avx512_bf16<Body, simd::Isa{64, true, true}>(args...);
+#endif
+  simd::call<WithoutDots<Body>>(args...);
 }
 
 // Which keys of the tile from key `j0` on query i sees: [first, last), within 0 ... n.
@@ -80,31 +142,35 @@ inline Range keys_of(const AttentionShape& s, int64_t begin, int64_t end) {
   return {std::min(first, last), last};
 }
 
-// The queries that see any of the keys [begin, end), likewise.
-inline Range queries_of(const AttentionShape& s, int64_t begin, int64_t end) {
+// The queries that see any of the keys [begin, end), as a range that begins at a multiple of `block`.
+inline Range queries_of(const AttentionShape& s, int64_t begin, int64_t end, int64_t block) {
   if (!s.causal) return {0, s.T};
   const int64_t shift = s.S - s.T;
-  const int64_t first = std::clamp<int64_t>(begin - shift, 0, s.T) / kQueries * kQueries;
+  const int64_t first = std::clamp<int64_t>(begin - shift, 0, s.T) / block * block;
   const int64_t last = s.window ? std::clamp<int64_t>(end - 1 + s.window - shift, 0, s.T) : s.T;
   return {std::min(first, last), last};
 }
 
-// Keys that the query does not see get a score of minus infinity; so do the columns from n on.
-template <class A>
-ALWAYS_INLINE void mask_row(A* scores, Range seen) {
-  for (int64_t j = 0; j < seen.first; ++j) scores[j] = -INFINITY;
-  for (int64_t j = seen.last; j < kKeys; ++j) scores[j] = -INFINITY;
-}
-
-// Dropout's factors for query i and keys j0 ... j0 + kKeys - 1 (j0 is a multiple of 4): 0, or 1 / (1 - dropout_p).
-// The rounds run over all counters side by side, so that the compiler makes vectors of them.
-template <class A>
-ALWAYS_INLINE void dropout_factors(A* factors, const AttentionShape& s, uint64_t seed, int64_t bh, int64_t i,
-                                   int64_t j0) {
-  PhiloxWords words[kKeys / 4];
-  for (int64_t g = 0; g < kKeys / 4; ++g) words[g] = attention_dropout_words(seed, bh, i, j0 + 4 * g);
-  for (int64_t j = 0; j < kKeys; ++j)
-    factors[j] = words[j / 4].word[j % 4] < s.dropout_threshold ? A(0) : A(s.dropout_scale);
+// Scores of n_keys keys (rows, from j0 on, filled up to `rows`) and n queries (lanes, from i0 on): minus infinity where the
+// query does not see the key.
+template <class A, int Bytes>
+ALWAYS_INLINE void mask_tile(const AttentionShape& s, A* scores, int64_t i0, int64_t n, int64_t j0, int64_t n_keys,
+                             int64_t rows) {
+  using V = simd::Vector<A, Bytes>;
+  constexpr int W = simd::lanes<A, Bytes>;
+  const int64_t position = i0 + s.S - s.T - j0;  // the first query's, in rows of this tile
+  V lane;
+  for (int i = 0; i < W; ++i) lane[i] = A(i);
+  // Every query sees the rows up to the first one's position, if a window does not end before them.
+  const int64_t sure = !s.causal ? n_keys : s.window ? 0 : std::clamp<int64_t>(position + 1, 0, n_keys);
+  for (int64_t r = sure; r < rows; ++r)
+    for (int64_t i = 0; i < n; i += W) {
+      A* at = scores + r * kQueries + i;
+      // Lane l sees row r where position + i + l - window < r <= position + i + l.
+      const V first = V{} + A(r < n_keys ? r - position - i : kQueries);
+      const V last = V{} + A(s.window && r < n_keys ? r - position - i + s.window : kQueries);
+      *(V*)at = (lane >= first) & (lane < last) ? simd::load<Bytes>(at) : V{} - INFINITY;
+    }
 }
 
 }  // namespace minigpt

@@ -90,6 +90,26 @@ ALWAYS_INLINE Vector<float, isa.bytes> dot_bf16(Vector<float, isa.bytes> sum, Wo
   return sum + (F)(a & 0xffff0000u) * (F)(b & 0xffff0000u);
 }
 
+// Rounded to nearest even, NaN kept; the instruction makes zeros of numbers that are subnormal in float.
+template <Isa isa>
+ALWAYS_INLINE Halves<isa.bytes> narrow_bf16(Vector<float, isa.bytes> x) {
+#ifdef MINIGPT_DOTS
+  if constexpr (isa.bytes == 64 && isa.bf16) {
+    Halves<64> half;
+    asm("vcvtneps2bf16 %1, %0" : "=v"(half) : "v"(x));
+    return half;
+  }
+#endif
+  return narrow<isa.bytes>(x, bfloat16{});
+}
+
+// Pairs for dot_bf16: `even` in the lower half of each lane, `odd` in the upper one.
+template <Isa isa>
+ALWAYS_INLINE Words<isa.bytes> pair_bf16(Vector<float, isa.bytes> even, Vector<float, isa.bytes> odd) {
+  return __builtin_convertvector(narrow_bf16<isa>(even), Words<isa.bytes>) |
+         __builtin_convertvector(narrow_bf16<isa>(odd), Words<isa.bytes>) << 16;
+}
+
 // sum + the four products of each 32-bit lane's bytes, unsigned in a, signed in b; exact.
 template <Isa isa>
 ALWAYS_INLINE Vector<int32_t, isa.bytes> dot_u8s8(Vector<int32_t, isa.bytes> sum, Words<isa.bytes> a,

@@ -15,6 +15,8 @@ thread_local bool alone = false;
 Alone::Alone() : before_(alone) { alone = true; }
 Alone::~Alone() { alone = before_; }
 
+int64_t threads() { return alone ? 1 : torch::stable::get_num_threads(); }
+
 void run_tasks(int64_t n, bool in_runs, void (*call)(const void* context, int64_t i), const void* context) {
   if (n <= 0) return;
   if (alone) {
@@ -27,7 +29,7 @@ void run_tasks(int64_t n, bool in_runs, void (*call)(const void* context, int64_
     });
     return;
   }
-  const int64_t workers = std::min<int64_t>(n, torch::stable::get_num_threads());
+  const int64_t workers = std::min<int64_t>(n, threads());
   std::atomic<int64_t> next{0};
   torch::stable::parallel_for(0, workers, 1, [&](int64_t, int64_t) {
     for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < n;) call(context, i);

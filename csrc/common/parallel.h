@@ -27,6 +27,9 @@ class Alone {
   bool before_;
 };
 
+// How many threads run_tasks takes. For cuts that do not show in the results.
+int64_t threads();
+
 // Tasks of unequal length.
 template <class F>
 void parallel_tasks(int64_t n, const F& task) {

@@ -247,6 +247,29 @@ ALWAYS_INLINE Vector<double, Bytes> exp(Vector<double, Bytes> x) {
   return x;
 }
 
+// 2^x for x <= 127: 2^r by a polynomial (minimax, relative error 2e-9), |r| <= 1/2, and the rest into the exponent field.
+// Exactly 0 below -126.5, NaN where x is; what comes out above 127 is arbitrary.
+template <int Bytes>
+ALWAYS_INLINE Vector<float, Bytes> exp2(Vector<float, Bytes> x) {
+  using V = Vector<float, Bytes>;
+  x = x < -127.0f ? V{} - 127.0f : x;
+  const V shifted = x + 12582912.0f;  // 1.5 * 2^23: the integer n lands in the lowest bits
+  const V r = x - (shifted - 12582912.0f);
+  V p = r * 0.000153533620f + 0.00133988739f;
+  p = p * r + 0.00961843692f;
+  p = p * r + 0.0555033237f;
+  p = p * r + 0.240226477f;
+  p = p * r + 0.693147182f;
+  p = p * r + 1.0f;
+  return p * (V)(((Words<Bytes>)shifted + 127) << 23);  // a product, not a sum of bits: p may be NaN
+}
+
+template <int Bytes>
+ALWAYS_INLINE Vector<double, Bytes> exp2(Vector<double, Bytes> x) {
+  for (int i = 0; i < lanes<double, Bytes>; ++i) x[i] = __builtin_exp2(x[i]);
+  return x;
+}
+
 // 1 / x for 1e-37 < x < 1e37, to 1 ulp: a guess from the exponent (wrong by 12% at most), and twice y (1 + e + e^2) with
 // e = 1 - x y, which cubes the error. Seven cheap instructions, where a division holds its unit for sixteen cycles.
 template <int Bytes>
