@@ -57,6 +57,14 @@ inline const uint32_t* input_row(const Product& p, const Block& b, int r) {
   return reinterpret_cast<const uint32_t*>(p.input + row_of(p, b, r) * p.input_row_bytes);
 }
 
+// Asks for the weights 4 KiB ahead. Beside the arithmetic of several rows the CPU's own prefetching falls behind; with
+// this, 4 rows of fp32 or bf16 rise from 77 to 92% of read bandwidth, 1 row of int4 from 82 to 90%, and 8 rows of int8 or
+// int4 take 4.5 and 2.6 ms a GPT-2 instead of 13.7 and 6.8.
+template <int Words>
+ALWAYS_INLINE void prefetch(const uint32_t* w) {
+  for (int i = 0; i < Words; i += 16) __builtin_prefetch(w + 1024 + i);
+}
+
 // Blocks of K and of rows that stay in the second cache while the panels go by: about 100 KiB of a panel, which is read
 // again for each few rows, and some 700 KiB of x.
 constexpr int64_t rows_at_once = 240, words_at_once = 768;

@@ -21,6 +21,7 @@ struct Floats {
     V sum[Rows][U];
     Sums<isa, Rows, U> sums(p, b, b.n + n, sum);
     for (int64_t k = b.begin; k < b.end; ++k, w += panel_rows) {
+      if (Rows <= 8 && n == 0) prefetch<panel_rows>(w);
       Words words[U];
       for (int u = 0; u < U; ++u) words[u] = *(const Words*)(w + u * W);
       for (int r = 0; r < Rows; ++r) {

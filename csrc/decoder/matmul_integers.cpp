@@ -27,6 +27,7 @@ struct Integers {
     Sums<isa, Rows, U> sums(p, b, b.n + u0 * W, sum);
     for (int64_t g = b.begin; g < b.end; ++g, w += group_words) {
       const uint32_t* q = w + panel_rows / 2 + u0 * W;
+      if (Rows <= 8 && u0 == 0) prefetch<group_words>(w);
       V scale[U];
       for (int u = 0; u < U; ++u) scale[u] = scales<isa>(w, u0 + u);
       for (int first = 0; first < Rows; first += Set) {
