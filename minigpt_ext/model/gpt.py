@@ -5,9 +5,9 @@ import os
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minigpt_ext import ops
 from minigpt_ext.generation.generate import generate
 from minigpt_ext.profiling.ranges import part
 
@@ -15,6 +15,7 @@ from .checks import check_ids
 from .config import GPTConfig
 from .kv_cache import KVCache
 from .layers import Block, norm_of
+from .linear import Linear, linear
 from .positions import PositionTables
 
 INIT_STD = 0.02
@@ -46,7 +47,7 @@ class GPT(nn.Module):
             self.drop = nn.Dropout(config.dropout)
             self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
             self.ln_f = norm_of(config)
-            self.lm_head = None if config.tied_head else nn.Linear(config.n_embd, config.vocab_size, bias=False)
+            self.lm_head = None if config.tied_head else Linear(config.n_embd, config.vocab_size, bias=False)
         self.tables = PositionTables(config)
         if device.type != "meta":
             self.to_empty(device=device)
@@ -93,9 +94,7 @@ class GPT(nn.Module):
         if targets is None:
             return logits, None
         with part("loss"):
-            scores = logits.flatten(0, 1)
-            scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-            return logits, F.cross_entropy(scores, targets.flatten().long(), ignore_index=-1)
+            return logits, ops.cross_entropy(logits, targets)
 
     def trunk(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """All but the head: ids (B, T) -> hidden states (B, T, C), after the last norm. See :meth:`forward`."""
@@ -128,7 +127,7 @@ class GPT(nn.Module):
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) of hidden states (..., C), by the token embedding's weights or, untied, the head's own."""
         with part("head"):
-            logits = F.linear(hidden, self.wte.weight if self.lm_head is None else self.lm_head.weight)
+            logits = linear(hidden, self.wte.weight if self.lm_head is None else self.lm_head.weight)
             cap = self.config.logit_softcap
             return logits if cap is None else cap * torch.tanh(logits / cap)
 

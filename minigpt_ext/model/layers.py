@@ -8,6 +8,7 @@ from minigpt_ext.profiling.ranges import part
 
 from .config import GPTConfig
 from .kv_cache import KVCache
+from .linear import Linear
 from .positions import Place
 
 
@@ -53,10 +54,10 @@ class Attention(nn.Module):
         self.layer = layer
         self.heads = [config.n_head, config.n_kv_head, config.n_kv_head]  # of q, k and v
         self.head_dim = config.head_dim
-        self.c_attn = nn.Linear(
+        self.c_attn = Linear(
             config.n_embd, sum(self.heads) * config.head_dim, bias=config.bias in (True, "attention", "qkv")
         )
-        self.c_proj = nn.Linear(config.n_head * config.head_dim, config.n_embd, bias=config.bias in (True, "attention"))
+        self.c_proj = Linear(config.n_head * config.head_dim, config.n_embd, bias=config.bias in (True, "attention"))
         self.q_norm = RMSNorm(config.head_dim, config.norm_epsilon) if config.qk_norm else None
         self.k_norm = RMSNorm(config.head_dim, config.norm_epsilon) if config.qk_norm else None
         self.window, self.softcap = config.window_of(layer), config.attention_softcap
@@ -94,8 +95,8 @@ class MLP(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         inner = config.mlp_width * (2 if config.activation == "swiglu" else 1)
-        self.c_fc = nn.Linear(config.n_embd, inner, bias=config.bias in (True, "mlp"))
-        self.c_proj = nn.Linear(config.mlp_width, config.n_embd, bias=config.bias in (True, "mlp"))
+        self.c_fc = Linear(config.n_embd, inner, bias=config.bias in (True, "mlp"))
+        self.c_proj = Linear(config.mlp_width, config.n_embd, bias=config.bias in (True, "mlp"))
         self.activation = config.activation
         self.dropout = nn.Dropout(config.dropout)
 
