@@ -34,6 +34,7 @@ class Options:
     warm: bool = False  # the same inputs at each call, so that caches may hold them
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float32
+    plot: Path | None = None  # where the sweep's picture goes
 
     def goal(self, ratio: float) -> float | None:
         """A goal, which holds for float32 on a CPU and for the full shapes; None elsewhere."""

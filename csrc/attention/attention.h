@@ -46,7 +46,7 @@ struct AttentionBackwardParams {
   const int64_t* seed;
   void *dq, *dk, *dv;  // contiguous; (B, T, H, D), (B, S, H_kv, D), (B, S, H_kv, D)
   // Scratch; float (double for f64).
-  void* delta;       // (B, H, T): sum_d dout * out
+  void* delta;       // CUDA: (B, H, T): sum_d dout * out
   void* dq_partial;  // CPU: (chunks, B, H, T, D) where chunks > 1: each chunk of keys has its own share of dq
   int64_t chunks;    // CPU: the keys of a head are cut into this many runs
 };

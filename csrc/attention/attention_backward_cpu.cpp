@@ -264,10 +264,11 @@ void attention_backward_cpu(const AttentionBackwardParams& p) {
   dispatch(p.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     const int64_t heads = s.B * s.H, heads_kv = s.B * s.H_kv;
-    parallel_tasks(heads_kv * p.chunks, [&](int64_t task) {  // causal: the first keys have most queries
-      const int64_t head = task % heads_kv;
-      call_for<T, Backward<T>>(&p, head / s.H_kv, head % s.H_kv, task / heads_kv);
-    });
+    parallel_tasks(heads_kv * p.chunks, worth_waking(s),
+                   [&](int64_t task) {  // causal: the first keys have most queries
+                     const int64_t head = task % heads_kv;
+                     call_for<T, Backward<T>>(&p, head / s.H_kv, head % s.H_kv, task / heads_kv);
+                   });
     if (p.chunks == 1) return;
     const int64_t runs = (s.T + kBlock - 1) / kBlock;
     parallel_tasks(heads * runs, [&](int64_t task) {

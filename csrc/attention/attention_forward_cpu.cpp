@@ -107,6 +107,11 @@ struct Forward {
       const int64_t n_keys = std::min(kKeys, keys.last - j0);
       P::rows_along(k_rows, k_head + j0 * p.k_strides.token, p.k_strides.token, n_keys, round_up(n_keys, 4), D);
       P::rows_over(v_rows, v_head + j0 * p.v_strides.token, p.v_strides.token, n_keys, D);
+      for (int64_t j = j0 + kKeys; j < std::min(j0 + 2 * kKeys, keys.last); ++j)  // the next tile comes meanwhile
+        for (int64_t d = 0; d < D; d += 64 / int64_t(sizeof(T))) {
+          __builtin_prefetch(k_head + j * p.k_strides.token + d);
+          __builtin_prefetch(v_head + j * p.v_strides.token + d);
+        }
       for (int64_t i0 = 0; i0 < n; i0 += kQueries) {
         const int64_t queries = std::min(kQueries, n - i0), first = begin + i0;
         const int64_t seen = visible(s, first + queries - 1, j0, n_keys).last;  // the last query sees furthest
@@ -151,7 +156,7 @@ void attention_forward_cpu(const AttentionForwardParams& p) {
   const int64_t runs = (s.T + run - 1) / run;
   dispatch(p.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    parallel_tasks(runs * heads, [&](int64_t task) {
+    parallel_tasks(runs * heads, worth_waking(s), [&](int64_t task) {
       const int64_t head = task % heads, begin = (runs - 1 - task / heads) * run;  // causal: the longest first
       call_for<T, Forward<T>>(&p, head / s.H, head % s.H, begin, std::min(s.T, begin + run));
     });

@@ -98,9 +98,10 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& dout_given, 
   Tensor dq = empty(q, {s.B, s.T, s.H, s.D}, q.scalar_type());
   Tensor dk = empty(q, {s.B, s.S, s.H_kv, s.D}, q.scalar_type());
   Tensor dv = empty(q, {s.B, s.S, s.H_kv, s.D}, q.scalar_type());
-  Tensor delta = empty(q, {s.B, s.H, s.T}, accumulate_type(dtype));
+  std::optional<Tensor> delta, dq_partial;
+  if (runs_cuda(q)) delta = empty(q, {s.B, s.H, s.T}, accumulate_type(dtype));
   const int64_t chunks = runs_cuda(q) ? 1 : attention_backward_chunks(s);
-  Tensor dq_partial = empty(q, {chunks > 1 ? chunks : 0, s.B, s.H, s.T, s.D}, accumulate_type(dtype));
+  if (chunks > 1) dq_partial = empty(q, {chunks, s.B, s.H, s.T, s.D}, accumulate_type(dtype));
   const AttentionBackwardParams params{
       .shape = s,
       .dtype = dtype,
@@ -119,8 +120,8 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& dout_given, 
       .dq = output(dq),
       .dk = output(dk),
       .dv = output(dv),
-      .delta = output(delta),
-      .dq_partial = output(dq_partial),
+      .delta = delta ? output(*delta) : nullptr,
+      .dq_partial = dq_partial ? output(*dq_partial) : nullptr,
       .chunks = chunks,
   };
   RUN(attention_backward, q, params);

@@ -86,6 +86,17 @@ struct Packing {
   // A W x W block is transposed in registers by log2(W) rounds of interleaving its lines.
   static ALWAYS_INLINE void columns(E* to, const T* from, int64_t stride, int64_t n, int64_t D) {
     const int64_t lines = packed(D);
+    if (n == 1) {  // decoding, and the first token: sixteen lines need not be turned for one
+      for (int64_t d = 0; d < lines; d += W) {
+        E line[W];
+        *(V*)line = load(from + d * depth, D - d * depth);
+        for (int64_t r = 0; r < W && d + r < lines; ++r) {
+          *(V*)(to + (d + r) * kQueries) = V{};
+          to[(d + r) * kQueries] = line[r];
+        }
+      }
+      return;
+    }
     for (int64_t i = 0; i < n; i += W)
       for (int64_t d = 0; d < lines; d += W) {
         V a[W], b[W];
@@ -120,6 +131,9 @@ void call_for(Args... args) {
 #endif
   simd::call<WithoutDots<Body>>(args...);
 }
+
+// Whether there is so much work, some 10 us, that waking other threads for it pays.
+inline bool worth_waking(const AttentionShape& s) { return s.B * s.H * s.T * s.S * (s.D + 16) > 1 << 19; }
 
 // Which keys of the tile from key `j0` on query i sees: [first, last), within 0 ... n.
 struct Range {

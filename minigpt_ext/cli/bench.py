@@ -13,7 +13,7 @@ import minigpt_ext
 from minigpt_ext.backend import OPS, why_no_kernels
 from minigpt_ext.cli.errors import UserError
 
-BENCHMARKS = (*OPS, "training", "generation", "tokenizer")
+BENCHMARKS = (*OPS, "training", "generation", "tokenizer", "sweep")
 FOLDER = Path(minigpt_ext.__file__).resolve().parents[1] / "benchmarks"
 
 
@@ -31,7 +31,7 @@ class Device(str, Enum):
 def bench(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[OP]...", help=f"Which of: {', '.join(BENCHMARKS)}. All of them by default."),
+        typer.Argument(metavar="[OP]...", help=f"Which of: {', '.join(BENCHMARKS)}. All but the sweep by default."),
     ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Small shapes, to see that all works: under a minute.")
@@ -45,6 +45,9 @@ def bench(
         bool, typer.Option("--warm", help="Leave inputs in the caches; else memory-bound cases find them cold.")
     ] = False,
     device: Annotated[Device, typer.Option(help="Where to measure.")] = Device.cpu,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="sweep: draw attention's ratios over all sizes there (.png).")
+    ] = None,
     dtype: Annotated[
         Dtype, typer.Option(help="Of the tensors; training computes in it under autocast.")
     ] = Dtype.float32,
@@ -54,14 +57,18 @@ def bench(
     Prints the machine, its ceilings measured now (bandwidth, matrix product), and a row a shape: median time (20th to
     80th percentile), torch's time over ours (above 1: ours is faster), the goal, the rate and its share of the ceiling,
     and the worst error. The last line is all of it as JSON. Takes some five minutes on two cores, which should have
-    nothing else to do.
+    nothing else to do; `sweep`, attention over all sizes with one thread and with all, takes about ten.
     """
-    names = list(dict.fromkeys(names or BENCHMARKS))
+    names = list(dict.fromkeys(names or BENCHMARKS[:-1]))
     if unknown := [name for name in names if name not in BENCHMARKS]:
         raise UserError(f"there is no benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
     find_benchmarks()
     if json is not None and not json.resolve().parent.is_dir():
         raise UserError(f"--json {json}: there is no folder {json.resolve().parent}")
+    if plot is not None and "sweep" not in names:
+        raise UserError("--plot draws the sweep: minigpt bench sweep --plot FILE.png")
+    if plot is not None and (plot.suffix != ".png" or not plot.resolve().parent.is_dir()):
+        raise UserError(f"--plot {plot}: a .png in a folder that exists is needed")
     if device is Device.cuda:
         if not torch.cuda.is_available():
             raise UserError(f"--device cuda: torch {torch.__version__} sees no GPU here")
@@ -71,7 +78,9 @@ def bench(
         torch.set_num_threads(threads)
     report = importlib.import_module("report")
     place = torch.device("cuda", 0) if device is Device.cuda else torch.device("cpu")
-    options = report.Options(quick=quick, compile=compile, warm=warm, device=place, dtype=getattr(torch, dtype.value))
+    options = report.Options(
+        quick=quick, compile=compile, warm=warm, device=place, dtype=getattr(torch, dtype.value), plot=plot
+    )
     try:
         report.run(names, options, json)
     except report.WrongResult as error:

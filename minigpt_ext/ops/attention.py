@@ -67,9 +67,11 @@ def attention(
         seed = torch.randint(2**63 - 1, (1,), device=q.device)
     elif isinstance(seed, int):
         seed = torch.full((1,), seed, dtype=torch.int64, device=q.device)
-    return AttentionFunction.apply(
-        q, k, v, causal, scale, window or 0, alibi_slopes, softcap or 0.0, dropout_p, seed, kernels
-    )
+    window, softcap = window or 0, softcap or 0.0
+    if not (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)):
+        forward = library(kernels).attention_forward  # a Function costs as much as a short call's work
+        return forward(q, k, v, scale, causal, window, alibi_slopes, softcap, dropout_p, seed)[0]
+    return AttentionFunction.apply(q, k, v, causal, scale, window, alibi_slopes, softcap, dropout_p, seed, kernels)
 
 
 def visible_keys(T: int, S: int, causal: bool, window: int | None, device: torch.device) -> Tensor:

@@ -49,7 +49,7 @@ def quick_run(name: str, folder: Path) -> tuple[str, dict]:
     return result.stdout, told
 
 
-@pytest.mark.parametrize("name", [name for name in BENCHMARKS if name != "tokenizer"])
+@pytest.mark.parametrize("name", [name for name in BENCHMARKS if name not in ("tokenizer", "sweep")])
 def test_benchmark_runs(name: str, tmp_path: Path, threads: int) -> None:
     printed, told = quick_run(name, tmp_path)
     assert CARD <= told["card"].keys() and told["card"]["threads"] == 1
@@ -83,6 +83,34 @@ def test_tokenizer_benchmark_without_its_peers(tmp_path: Path, threads: int, mon
     printed, told = quick_run("tokenizer", tmp_path)
     assert "tiktoken is not installed: left out; tokenizers is not installed: left out" in printed
     assert all(row["times"].keys() == {"ours"} for row in told["rows"])
+
+
+def test_sweep_runs_and_draws(tmp_path: Path, threads: int) -> None:
+    file, picture = tmp_path / "results.json", tmp_path / "sweep.png"
+    command = ["bench", "sweep", "--quick", "--threads", "2", "--json", str(file), "--plot", str(picture)]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert torch.get_num_threads() == 2
+    rows = json.loads(file.read_text())["rows"]
+    shapes = {row["shape"] for row in rows}
+    assert len(rows) == len(shapes) == 48  # 1 and 2 threads, 2 directions, 3 T, 2 D, 2 B x H
+    assert {"1t BxH1 T1 D16 fwd", "2t BxH16 T128 D64 fwd+bwd"} <= shapes
+    assert all(row["ratios"]["torch"] > 0 and row["errors"].get("ours", 0) < 1e-4 for row in rows)
+    assert sum("ours" in row["errors"] for row in rows) == 32  # all but T 1
+    assert "1 thread, fwd: 12 shapes" in result.stdout and "48 shapes" in result.stdout
+    assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["gelu", "--plot", "x.png"], "--plot draws the sweep: minigpt bench sweep --plot FILE.png"),
+        (["sweep", "--plot", "x.pdf"], "--plot x.pdf: a .png in a folder that exists is needed"),
+        (["sweep", "--plot", "nowhere/x.png"], "--plot nowhere/x.png: a .png in a folder that exists is needed"),
+    ],
+)
+def test_a_picture_that_cannot_be_drawn(arguments, message, monkeypatch, capsys) -> None:
+    assert run_main(monkeypatch, capsys, "bench", *arguments) == (2, f"error: {message}\n")
 
 
 def test_every_benchmark_file_is_known() -> None:

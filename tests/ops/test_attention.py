@@ -214,15 +214,55 @@ def test_thirty_equal_runs_are_equal_bit_for_bit(case, device):
         assert all(torch.equal(run[name], runs[0][name]) for name in run)
 
 
-@pytest.mark.parametrize("case", [Case(1, 200, 300, 2, 1, 16), Case(4, 150, 150, 16, 16, 3)], ids=str)
-def test_results_do_not_depend_on_the_number_of_threads(case, threads):
-    inputs, g = case.inputs()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=name_of)
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(1, 200, 300, 2, 1, 16),
+        Case(4, 150, 150, 16, 16, 3),
+        Case(1, 600, 600, 1, 1, 33),
+        Case(1, 333, 470, 1, 1, 64, window=130),
+        Case(1, 300, 200, 3, 3, 16),
+    ],
+    ids=str,
+)
+def test_results_do_not_depend_on_the_number_of_threads(case, dtype, threads):
+    inputs, g = case.inputs(dtype)
     results = []
-    for n in (1, 2, 3):
+    for n in (1, 2, 7):
         threads(n)
-        results.append(forward_backward(mg.ops.attention, inputs, g))
+        results.append(
+            forward_backward(lambda **t: mg.ops.attention(**t, dropout_p=0.1, seed=2, **case.options), inputs, g)
+        )
     for other in results[1:]:
         assert all(torch.equal(other[name], results[0][name]) for name in other)
+
+
+def test_a_query_does_not_depend_on_those_behind_it():
+    """Bit for bit, whatever tile, block or run of queries it falls into."""
+    inputs, _ = Case(1, 300, 300, 2, 2, 24).inputs()
+    whole = mg.ops.attention(**inputs)
+    for T in (1, 5, 33, 64, 100, 257):
+        part = mg.ops.attention(**{name: t[:, :T].contiguous() for name, t in inputs.items()})
+        assert torch.equal(part, whole[:, :T]), T
+
+
+@pytest.mark.parametrize("D", [1, 2, 15, 31, 33, 47, 63, 65, 127, 129, 255])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=name_of)
+def test_awkward_head_dims(D, dtype, device):
+    """Pairs of bf16 and whole vectors end elsewhere than D does; numbers of queries and keys are odd."""
+    case = Case(1, 67, 131, 2, 1, D)
+    inputs, g = case.inputs(dtype, device)
+    check(inputs, g)
+    check(inputs, g, dropout_p=0.2, seed=8)
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.7, 3.0])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=name_of)
+def test_scale_in_16_bits(scale, dtype, device):
+    inputs, g = Case(1, 70, 131, 2, 1, 17).inputs(dtype, device)
+    check(inputs, g, scale=scale)
+    check(inputs, g, scale=scale, causal=False, softcap=2.0)
 
 
 # ---- derivatives ----------------------------------------------------------------------------------------------------
