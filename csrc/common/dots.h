@@ -141,4 +141,29 @@ ALWAYS_INLINE Vector<int32_t, isa.bytes> dot_u8s8(Vector<int32_t, isa.bytes> sum
 #endif
 }
 
+// Where 8-bit products are not added four at a time, but two of them to 16 bits.
+#ifdef MINIGPT_DOTS
+template <Isa isa>
+constexpr bool has_short_dots = isa.bytes >= 32 && !isa.vnni;
+
+// sum + the two products of each 16-bit lane's bytes, unsigned in a, signed in b; exact while the sums stay below 2^15.
+template <Isa isa>
+ALWAYS_INLINE Vector<int16_t, isa.bytes> short_dot_u8s8(Vector<int16_t, isa.bytes> sum, Words<isa.bytes> a,
+                                                        Words<isa.bytes> b) {
+  Vector<int16_t, isa.bytes> two;
+  asm("vpmaddubsw %2, %1, %0" : "=v"(two) : "v"(a), "v"(b));
+  return sum + two;
+}
+#else
+template <Isa isa>
+constexpr bool has_short_dots = false;
+#endif
+
+// The sum of the two 16-bit numbers in each 32-bit lane.
+template <int Bytes>
+ALWAYS_INLINE Vector<int32_t, Bytes> sum_of_shorts(Vector<int16_t, Bytes> v) {
+  const auto both = (Vector<int32_t, Bytes>)v;
+  return (both << 16 >> 16) + (both >> 16);
+}
+
 }  // namespace minigpt::simd

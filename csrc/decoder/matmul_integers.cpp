@@ -34,16 +34,20 @@ struct Integers {
         I exact[Set][U];
         for (int r = 0; r < Set; ++r)
           for (int u = 0; u < U; ++u) exact[r][u] = (I)(Words{} + x[first + r][p.offsets + g]);
-        for (int i = 0; i < (four ? words / 2 : words); ++i)
-          for (int u = 0; u < U; ++u) {
-            const Words packed = *(const Words*)(q + i * panel_rows + u * W);
-            const Words low = four ? packed & 0x0f0f0f0f : packed, high = (packed >> 4) & 0x0f0f0f0f;
-            for (int r = 0; r < Set; ++r) {
-              const uint32_t* row = x[first + r] + g * words + i;
-              exact[r][u] = simd::dot_u8s8<isa>(exact[r][u], low, Words{} + row[0]);
-              if (four) exact[r][u] = simd::dot_u8s8<isa>(exact[r][u], high, Words{} + row[words / 2]);
-            }
-          }
+        if constexpr (four && simd::has_short_dots<isa>) {  // 16 products of at most 15 * 127 fit 16 bits
+          simd::Vector<int16_t, isa.bytes> shorts[Set][U] = {};
+          each_product<isa, Set, U>(q, x + first, g,
+                                    [&](int r, int u, Words w, Words factor) __attribute__((always_inline)) {
+                                      shorts[r][u] = simd::short_dot_u8s8<isa>(shorts[r][u], w, factor);
+                                    });
+          for (int r = 0; r < Set; ++r)
+            for (int u = 0; u < U; ++u) exact[r][u] += simd::sum_of_shorts<isa.bytes>(shorts[r][u]);
+        } else {
+          each_product<isa, Set, U>(q, x + first, g,
+                                    [&](int r, int u, Words w, Words factor) __attribute__((always_inline)) {
+                                      exact[r][u] = simd::dot_u8s8<isa>(exact[r][u], w, factor);
+                                    });
+        }
         for (int r = 0; r < Set; ++r) {
           float own;
           memcpy(&own, x[first + r] + p.scales + g, sizeof own);
@@ -52,6 +56,22 @@ struct Integers {
       }
     }
     sums.store(p, b, b.n + u0 * W, sum);
+  }
+
+  // add(r, u, w, x) for every four weights of U vectors at q, and the four of each row's input that they meet.
+  template <simd::Isa isa, int Set, int U, class Add>
+  static ALWAYS_INLINE void each_product(const uint32_t* q, const uint32_t* const* x, int64_t g, const Add& add) {
+    using Words = simd::Words<isa.bytes>;
+    for (int i = 0; i < (four ? words / 2 : words); ++i)
+      for (int u = 0; u < U; ++u) {
+        const Words packed = *(const Words*)(q + i * panel_rows + u * simd::lanes<float, isa.bytes>);
+        const Words low = four ? packed & 0x0f0f0f0f : packed, high = (packed >> 4) & 0x0f0f0f0f;
+        for (int r = 0; r < Set; ++r) {
+          const uint32_t* row = x[r] + g * words + i;
+          add(r, u, low, Words{} + row[0]);
+          if (four) add(r, u, high, Words{} + row[words / 2]);
+        }
+      }
   }
 
   // Vector u of a panel's: each of the 16 words at w holds two scales.

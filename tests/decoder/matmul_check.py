@@ -45,9 +45,21 @@ def check(format: str, M: int, N: int, K: int, generator: np.random.Generator, t
     assert worst.max() < 1, f"{format} M {M} N {N} K {K}: {worst.max():.2f} of the bound, in row {worst.argmax()}"
 
 
+def check_extremes(format: str) -> None:
+    """Sums of the greatest integers there are, all of one sign."""
+    w = np.full((40, 64), 7, dtype=np.float32)
+    w[::2, ::32] = -8  # the others then are int4's greatest
+    x = np.ones((9, 64), dtype=np.float32)
+    x[1::2] = -1
+    matrix = PackedMatrix(format, w)
+    meant = matrix.unpack()
+    assert np.allclose(matrix.multiply(x), x @ meant.T, rtol=1e-5), format
+
+
 def main() -> None:
     generator = np.random.default_rng()
     for format in FORMATS:
+        check_extremes(format)
         for N, K in ((1, 1), (3, 2), (65, 33), (32, 64), (96, 100), (200, 771)):
             for M in (1, 2, 3, 4, 5, 7, 8, 9, 13, 30):
                 check(format, M, N, K, generator)
