@@ -1,4 +1,4 @@
-"""GELU beside torch's: `python benchmarks/bench_gelu.py [--quick] [--json FILE]`."""
+"""GELU, also with a bias before it, beside torch's: `python benchmarks/bench_gelu.py [--quick] [--json FILE]`."""
 
 import report
 import torch
@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn.functional import gelu as torch_gelu
 
 from minigpt_ext import ops
-from minigpt_ext.ops.gelu import gelu_reference
+from minigpt_ext.ops.gelu import bias_gelu_reference, gelu_reference
 
 GOALS = {"none": 1.3, "tanh": 2.5}  # forward and backward
 
@@ -32,6 +32,29 @@ def make_case(options: report.Options, rows: int, columns: int, approximate: str
     )
 
 
+def make_bias_case(options: report.Options, rows: int, C: int, approximate: str, backward: bool) -> report.Case:
+    """gelu(x + bias), of which torch makes two ops."""
+    place = {"device": options.device, "dtype": options.dtype}
+
+    def inputs() -> list[Tensor]:
+        tensors = [torch.randn(rows, C, **place), torch.randn(C, **place)]
+        return [*(t.requires_grad_() for t in tensors), torch.randn(rows, C, **place)] if backward else tensors
+
+    formula = "erf" if approximate == "none" else "tanh"
+    nbytes = rows * C * options.dtype.itemsize
+    return report.Case(
+        shape=f"bias {formula} {rows}x{C} forward{'+backward' if backward else ''}",
+        inputs=inputs,
+        ours=lambda x, bias: ops.bias_gelu(x, bias, approximate),
+        torch=lambda x, bias: torch_gelu(x + bias, approximate=approximate),
+        reference=lambda x, bias: bias_gelu_reference(x, bias, approximate),
+        bound="copy",
+        work=(5 if backward else 2) * nbytes,
+        forward_work=2 * nbytes if backward else None,
+        goal=options.goal(GOALS[approximate]) if backward else None,
+    )
+
+
 def run(session: report.Session) -> None:
     rows, columns = (512, 1536) if session.options.quick else (4096, 1536)
     cases = [
@@ -39,6 +62,7 @@ def run(session: report.Session) -> None:
         for approximate in ("none", "tanh")
         for backward in (False, True)
     ]
+    cases += [make_bias_case(session.options, rows, columns, approximate, True) for approximate in ("none", "tanh")]
     session.compare("gelu", cases)
 
 

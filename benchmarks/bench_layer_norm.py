@@ -1,4 +1,7 @@
-"""LayerNorm beside torch's: `python benchmarks/bench_layer_norm.py [--quick] [--json FILE]`."""
+"""LayerNorm, also with the residual's addition, beside torch's:
+
+python benchmarks/bench_layer_norm.py [--quick] [--json FILE]
+"""
 
 import report
 import torch
@@ -6,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import layer_norm as torch_layer_norm
 
 from minigpt_ext import ops
-from minigpt_ext.ops.layer_norm import layer_norm_reference
+from minigpt_ext.ops.layer_norm import layer_norm_reference, residual_layer_norm_reference
 
 
 def make_case(options: report.Options, rows: int, C: int, backward: bool, goal: float | None = None) -> report.Case:
@@ -31,16 +34,47 @@ def make_case(options: report.Options, rows: int, C: int, backward: bool, goal: 
     )
 
 
+def make_residual_case(options: report.Options, rows: int, C: int, backward: bool) -> report.Case:
+    """s = residual + x, y = LayerNorm(s), of which torch makes two ops; both results are used."""
+    place = {"device": options.device, "dtype": options.dtype}
+
+    def inputs() -> list[Tensor]:
+        tensors = [torch.randn(*shape, **place) for shape in ((rows, C), (rows, C), (C,), (C,))]
+        return [*(t.requires_grad_() for t in tensors), torch.randn(2, rows, C, **place)] if backward else tensors
+
+    def torchs(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        s = residual + x
+        return torch_layer_norm(s, weight.shape, weight, bias), s
+
+    # Forward reads x and residual and writes s and y; backward reads dy, ds and s and writes dx, dresidual too.
+    nbytes = rows * C * options.dtype.itemsize
+    return report.Case(
+        shape=f"residual {rows}x{C} forward{'+backward' if backward else ''}",
+        inputs=inputs,
+        ours=ops.residual_layer_norm,
+        torch=torchs,
+        reference=residual_layer_norm_reference,
+        bound="copy",
+        work=(8 if backward else 4) * nbytes,
+        forward_work=4 * nbytes if backward else None,
+        goal=options.goal(1.2),
+    )
+
+
 def run(session: report.Session) -> None:
     options = session.options
     if options.quick:
         cases = [make_case(options, 512, 384, backward=False), make_case(options, 512, 384, backward=True)]
+        cases.append(make_residual_case(options, 512, 384, backward=True))
     else:
         cases = [
             make_case(options, 4096, 384, backward=False),
             make_case(options, 4096, 384, backward=True, goal=1.2),
-            make_case(options, 8192, 128, backward=True),
-            make_case(options, 4096, 768, backward=True),
+            make_case(options, 8192, 128, backward=True, goal=1.2),
+            make_case(options, 4096, 768, backward=True, goal=1.2),
+            make_residual_case(options, 4096, 384, backward=False),
+            make_residual_case(options, 4096, 384, backward=True),
+            make_residual_case(options, 4096, 768, backward=True),
         ]
     session.compare("layer_norm", cases)
 

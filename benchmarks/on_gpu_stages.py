@@ -20,6 +20,7 @@ OPS = (
     "swiglu",
     "relu_squared",
     "cross_entropy",
+    "dropout",
 )
 DTYPES = ("float32", "bfloat16")
 COMMAND_PACKAGES = ("numpy", "safetensors", "typer", "rich", "tqdm", "matplotlib")  # the `minigpt` command's

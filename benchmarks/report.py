@@ -46,9 +46,9 @@ class Case:
     """One shape of one op.
 
     inputs() makes the tensors. Where some require a gradient it is a case of forward and backward: the last one is then
-    dy, and the functions are called with the others. ours, torch and reference return a tensor or several; reference
-    gets float64. Inputs of a case that memory bounds ("read", "copy") are cold at each call,
-    unless the command line wants them warm.
+    dy (of functions that return a tuple, their dys, stacked), and the functions are called with the others. ours, torch
+    and reference return a tensor or several; reference gets float64. Inputs of a case that memory bounds ("read",
+    "copy") are cold at each call, unless the command line wants them warm.
     """
 
     shape: str
@@ -196,7 +196,8 @@ def with_gradients(function: Callable[..., Any]) -> Callable[..., Any]:
             return as_tuple(function(*inputs))
         *arguments, dy = inputs
         y = function(*arguments)
-        return (y, *torch.autograd.grad(y, leaves, dy))
+        gradients = dy.unbind() if isinstance(y, tuple) else dy
+        return (*as_tuple(y), *torch.autograd.grad(y, leaves, gradients))
 
     return run
 

@@ -19,11 +19,12 @@ from minigpt_ext.backend import OPS, why_no_kernels
 from minigpt_ext.ops.attention import attention_reference
 from minigpt_ext.ops.cross_entropy import cross_entropy_reference
 from minigpt_ext.ops.decode_attention import decode_attention_reference
-from minigpt_ext.ops.gelu import gelu_reference
+from minigpt_ext.ops.dropout import dropout_reference
+from minigpt_ext.ops.gelu import bias_gelu_reference, gelu_reference
 from minigpt_ext.ops.kv_append import kv_append_reference
-from minigpt_ext.ops.layer_norm import layer_norm_reference
+from minigpt_ext.ops.layer_norm import layer_norm_reference, residual_layer_norm_reference
 from minigpt_ext.ops.relu_squared import relu_squared_reference
-from minigpt_ext.ops.rms_norm import rms_norm_reference
+from minigpt_ext.ops.rms_norm import residual_rms_norm_reference, rms_norm_reference
 from minigpt_ext.ops.rope import rope_reference
 from minigpt_ext.ops.swiglu import swiglu_reference
 
@@ -61,6 +62,47 @@ def gelu(make: Maker) -> Iterator[Case]:
                     lambda x: ops.gelu(x, approximate), lambda x: gelu_reference(x, approximate), [make.unaligned(n)]
                 ),
             )
+    for rows, C in ((1, 1), (3, 33), (70, 130), (2, 1027)):
+        for bias_dtype in dict.fromkeys((make.dtype, torch.float32)):
+            for approximate in ("none", "tanh"):
+                yield (
+                    f"{rows}x{C} {approximate}, {name_of(bias_dtype)} bias",
+                    lambda rows=rows, C=C, dtype=bias_dtype, approximate=approximate: forward_backward(
+                        lambda *t: ops.bias_gelu(*t, approximate),
+                        lambda *t: bias_gelu_reference(*t, approximate),
+                        [make.unaligned(rows, C), make.normal(C, dtype=dtype)],
+                    ),
+                )
+
+
+def dropout(make: Maker) -> Iterator[Case]:
+    for n in (0, 1, 31, 65, 1027, 4099):
+        for residual_dtype in (None, *dict.fromkeys((make.dtype, torch.float32))):
+
+            def run(n: int = n, dtype: torch.dtype | None = residual_dtype) -> float:
+                inputs = [make.unaligned(n), *([] if dtype is None else [make.normal(n, dtype=dtype)])]
+                return forward_backward(
+                    lambda x, *residual: ops.dropout(x, 0.3, 5, *residual),
+                    lambda x, *residual: dropout_reference(x, 0.3, 5, *residual),
+                    inputs,
+                )
+
+            yield f"{n}{f', {name_of(residual_dtype)} residual' if residual_dtype else ''}", run
+
+
+def with_residual(make: Maker, ours: Callable, reference: Callable, weights: int) -> Iterator[Case]:
+    """The fused norms; both results count, each with a gradient of its own."""
+    for rows, C in ((1, 1), (3, 33), (2, 1025), (70, 130)):
+        for residual_dtype in dict.fromkeys((make.dtype, torch.float32)):
+
+            def run(rows: int = rows, C: int = C, dtype: torch.dtype = residual_dtype) -> float:
+                inputs = [make.unaligned(rows, C), make.normal(rows, C, dtype=dtype)]
+                inputs += [make.normal(C, dtype=dtype) for _ in range(weights)]
+                return forward_backward(
+                    lambda *t: torch.cat(ours(*t), 1), lambda *t: torch.cat(reference(*t), 1), inputs
+                )
+
+            yield f"{rows}x{C}, {name_of(residual_dtype)} residual", run
 
 
 def layer_norm(make: Maker) -> Iterator[Case]:
@@ -74,6 +116,7 @@ def layer_norm(make: Maker) -> Iterator[Case]:
                         ops.layer_norm, layer_norm_reference, [make.unaligned(rows, C), weight, *bias]
                     ),
                 )
+    yield from with_residual(make, ops.residual_layer_norm, residual_layer_norm_reference, weights=2)
 
 
 def relu_squared(make: Maker) -> Iterator[Case]:
@@ -122,6 +165,7 @@ def rms_norm(make: Maker) -> Iterator[Case]:
                     return forward_backward(lambda *t: ops.rms_norm(*t), rms_norm_reference, [x, weight])
 
                 yield f"{rows}x{C}, {name_of(weight_dtype)} weight{', packed' if packed else ''}", run
+    yield from with_residual(make, ops.residual_rms_norm, residual_rms_norm_reference, weights=1)
 
 
 def rope(make: Maker) -> Iterator[Case]:
@@ -261,7 +305,8 @@ def decode_attention(make: Maker) -> Iterator[Case]:
         yield f"{list(before)} + {list(new)} tokens, D{D}{name_of_options(options)}", run
 
 
-ROOMS = (attention, layer_norm, gelu, kv_append, decode_attention, rope, rms_norm, swiglu, relu_squared, cross_entropy)
+ROOMS = (attention, layer_norm, gelu, kv_append, decode_attention, rope, rms_norm, swiglu, relu_squared)
+ROOMS += (cross_entropy, dropout)
 CASES = {each.__name__: each for each in ROOMS}
 
 

@@ -24,14 +24,38 @@ void define_ops(Library& m) {
       "layer_norm_backward(Tensor dy, Tensor x, Tensor weight, Tensor mean, Tensor rstd, bool has_bias) "
       "-> (Tensor, Tensor, Tensor)");
 
+  // residual (..., C): of x's dtype or float -> y, s = residual + x of its dtype, mean, rstd
+  m.def(
+      "residual_layer_norm_forward(Tensor x, Tensor residual, Tensor weight, Tensor? bias, float eps) "
+      "-> (Tensor, Tensor, Tensor, Tensor)");
+  // -> dx, dresidual, or (0,) where it is dx, dweight, dbias, or (0,) without a bias
+  m.def(
+      "residual_layer_norm_backward(Tensor dy, Tensor? ds, Tensor s, Tensor weight, Tensor mean, Tensor rstd, "
+      "bool has_bias) -> (Tensor, Tensor, Tensor, Tensor)");
+
   // x (..., C), weight (C,) -> y (..., C), rstd (rows,)
   m.def("rms_norm_forward(Tensor x, Tensor weight, float eps) -> (Tensor, Tensor)");
   // -> dx (..., C), dweight (C,)
   m.def("rms_norm_backward(Tensor dy, Tensor x, Tensor weight, Tensor rstd) -> (Tensor, Tensor)");
 
+  // as residual_layer_norm, without mean and bias
+  m.def("residual_rms_norm_forward(Tensor x, Tensor residual, Tensor weight, float eps) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "residual_rms_norm_backward(Tensor dy, Tensor? ds, Tensor s, Tensor weight, Tensor rstd) "
+      "-> (Tensor, Tensor, Tensor)");
+
   // x of any shape -> the same shape; tanh: the approximation, else erf
   m.def("gelu_forward(Tensor x, bool tanh) -> Tensor");
   m.def("gelu_backward(Tensor dy, Tensor x, bool tanh) -> Tensor");
+
+  // x (..., C), bias (C,) -> (..., C)
+  m.def("bias_gelu_forward(Tensor x, Tensor bias, bool tanh) -> Tensor");
+  // -> dx (..., C), dbias (C,)
+  m.def("bias_gelu_backward(Tensor dy, Tensor x, Tensor bias, bool tanh) -> (Tensor, Tensor)");
+
+  // x of any shape, residual of the same, or none -> (residual +) x with elements dropped, of `dtype`; seed: one int64.
+  // The backward is the same op, on the gradient.
+  m.def("dropout(Tensor x, Tensor? residual, float p, Tensor seed, ScalarType dtype) -> Tensor");
 
   // x of any shape -> the same shape
   m.def("relu_squared_forward(Tensor x) -> Tensor");

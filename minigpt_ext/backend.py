@@ -29,6 +29,7 @@ OPS = (
     "swiglu",
     "relu_squared",
     "cross_entropy",
+    "dropout",
 )
 BACKENDS = ("kernels", "torch", "emulated")
 CHECKS = ("none", "race")

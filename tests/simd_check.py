@@ -5,9 +5,14 @@ import torch
 from accuracy import DTYPES
 from attention_cases import RULES, Case, rule_options
 from attention_cases import check as check_attention
+from ops.test_bias_gelu import PAIRS as BIAS_PAIRS
+from ops.test_bias_gelu import case as case_bias_gelu
+from ops.test_bias_gelu import check as check_bias_gelu
 from ops.test_cross_entropy import case as case_cross_entropy
 from ops.test_cross_entropy import check as check_cross_entropy
 from ops.test_decode_attention import Batch
+from ops.test_dropout import PAIRS as DROPOUT_PAIRS
+from ops.test_dropout import check as check_dropout
 from ops.test_gelu import check as check_gelu
 from ops.test_layer_norm import PAIRS, case
 from ops.test_layer_norm import check as check_layer_norm
@@ -18,6 +23,9 @@ from ops.test_rope import case as case_rope
 from ops.test_rope import check as check_rope
 from ops.test_swiglu import case as case_swiglu
 from ops.test_swiglu import check as check_swiglu
+from residual_norm import TYPES
+from residual_norm import case as case_residual_norm
+from residual_norm import check as check_residual_norm
 from tensors import normal
 
 from minigpt_ext import _C
@@ -48,4 +56,13 @@ for pair in PAIRS:
     for C in (1, 5, 33, 64):
         check_layer_norm(*case(18, C, pair=pair))
         check_rms_norm(*case_rms_norm(18, C, pair=pair))
+for types in TYPES:
+    for C in (1, 5, 33, 64):
+        for norm in ("layer_norm", "rms_norm"):
+            check_residual_norm(norm, *case_residual_norm(norm, 18, C, types=types))
+for pair in BIAS_PAIRS:
+    for approximate in ("none", "tanh"):
+        check_bias_gelu(*case_bias_gelu(18, 33, pair=pair), approximate)
+for pair in DROPOUT_PAIRS:
+    check_dropout((1003,), pair, 0.3, -5, residual=True)
 print(_C.simd_level())

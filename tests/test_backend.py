@@ -124,6 +124,7 @@ def differentiable_ops() -> dict:
             x.clone(),
             "CrossEntropyFunctionBackward",
         ),
+        "dropout": (lambda t: mg.ops.dropout(t, 0.5), x, "DropoutFunctionBackward"),
     }
 
 
@@ -137,7 +138,7 @@ def kernels_called(function) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "op", ["attention", "layer_norm", "gelu", "rope", "rms_norm", "swiglu", "relu_squared", "cross_entropy"]
+    "op", ["attention", "layer_norm", "gelu", "rope", "rms_norm", "swiglu", "relu_squared", "cross_entropy", "dropout"]
 )
 @pytest.mark.parametrize("forward, backward", [("kernels", "torch"), ("torch", "kernels")])
 def test_the_backward_uses_what_its_forward_used(op, forward, backward):
@@ -148,7 +149,7 @@ def test_the_backward_uses_what_its_forward_used(op, forward, backward):
     assert (type(out.grad_fn).__name__ == node) == (forward == "kernels")
     with mg.backend(**{op: backward}):
         called = kernels_called(lambda: out.backward(torch.randn_like(out)))
-    backward_op = "rope" if op == "rope" else f"{op}_backward"  # it rotates back by the same op
+    backward_op = op if op in ("rope", "dropout") else f"{op}_backward"  # they go back by the same op
     assert called == ({backward_op} if forward == "kernels" else set())
 
 
@@ -174,6 +175,7 @@ def test_the_backward_uses_what_its_forward_used(op, forward, backward):
         ("relu_squared", {}),
         ("cross_entropy", {"targets": torch.tensor([[1, -1, 7, 0, 2]] * 3)}),
         ("cross_entropy", {"targets": torch.tensor([[1, 5, 7, 0, 2]] * 3), "ignore_index": 7}),
+        ("dropout", {"p": 0.4, "seed": 9}),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )

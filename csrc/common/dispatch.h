@@ -36,4 +36,31 @@ void dispatch_pair(DType x, DType weight, const F& f) {
   });
 }
 
+// A norm's (x, residual, weight): the residual of x's type, or float where x has 16 bits and the weights are float.
+template <class F>
+void dispatch_residual(DType x, DType residual, DType weight, const F& f) {
+  dispatch_pair(x, weight, [&](auto type, auto weight_type) {
+    using T = typename decltype(type)::type;
+    if constexpr (sizeof(T) == 2 && sizeof(typename decltype(weight_type)::type) == 4) {
+      if (residual == DType::f32) return f(type, Type<float>{}, weight_type);
+    }
+    f(type, type, weight_type);
+  });
+}
+
+// Dropout's pairs: the same type, or a 16-bit one beside float.
+template <class F>
+void dispatch_mixed(DType in, DType out, const F& f) {
+  dispatch(in, [&](auto type) {
+    using T = typename decltype(type)::type;
+    if constexpr (sizeof(T) == 2) {
+      if (out == DType::f32) return f(type, Type<float>{});
+    } else if constexpr (sizeof(T) == 4) {
+      if (out == DType::bf16) return f(type, Type<bfloat16>{});
+      if (out == DType::f16) return f(type, Type<float16>{});
+    }
+    f(type, type);
+  });
+}
+
 }  // namespace minigpt

@@ -1,5 +1,7 @@
-// The checks that layer_norm and rms_norm share.
+// The checks that layer_norm and rms_norm share, with and without a residual.
 #pragma once
+#include <string>
+
 #include "checks.h"
 #include "column_sums.h"
 
@@ -11,18 +13,33 @@ struct NormProblem {
   DType dtype, weight_dtype;
 };
 
-inline NormProblem checked_norm(const Tensor& x, const Tensor& weight, const char* op) {
-  check(x.dim() >= 1, op, ": x must be (..., C), got a tensor without dimensions");
+inline bool is_half(DType dtype) { return dtype == DType::bf16 || dtype == DType::f16; }
+
+// name: what the caller calls x, or what has its shape and type.
+inline NormProblem checked_norm(const Tensor& x, const Tensor& weight, const char* op, const char* name = "x") {
+  check(x.dim() >= 1, op, ": ", name, " must be (..., C), got a tensor without dimensions");
   const int64_t C = x.size(x.dim() - 1);
-  check(C >= 1, op, ": x must have at least one element in its last dimension, got ", shape_of(x));
+  check(C >= 1, op, ": ", name, " must have at least one element in its last dimension, got ", shape_of(x));
   check_same_device(weight, x, op, "weight");
   check_shape(weight, {C}, op, "weight", "(C,)");
-  const NormProblem p{x.numel() / C, C, dtype_of(x, op, "x"), dtype_of(weight, op, "weight")};
-  const bool half = p.dtype == DType::bf16 || p.dtype == DType::f16;
-  check(p.dtype == p.weight_dtype || (half && p.weight_dtype == DType::f32), op,
-        ": weight must have x's dtype, or be float32 where x is bfloat16 or float16; got x ", name_of(x.scalar_type()),
-        ", weight ", name_of(weight.scalar_type()));
+  const NormProblem p{x.numel() / C, C, dtype_of(x, op, name), dtype_of(weight, op, "weight")};
+  check(p.dtype == p.weight_dtype || (is_half(p.dtype) && p.weight_dtype == DType::f32), op, ": weight must have ",
+        name, "'s dtype, or be float32 where ", name, " is bfloat16 or float16; got ", name, " ",
+        name_of(x.scalar_type()), ", weight ", name_of(weight.scalar_type()));
   return p;
+}
+
+// The dtype of a residual, or of its sum with x; p: of x, which the caller calls `name`.
+inline DType checked_residual(const Tensor& t, const Tensor& x, const NormProblem& p, const char* op,
+                              const char* argument, const char* name = "x") {
+  check_same_device(t, x, op, argument);
+  check_shape(t, {x.sizes().begin(), x.sizes().end()}, op, argument, (std::string(name) + "'s shape").c_str());
+  const DType dtype = dtype_of(t, op, argument);
+  check(dtype == p.dtype || (is_half(p.dtype) && dtype == DType::f32 && p.weight_dtype == DType::f32), op, ": ",
+        argument, " must have ", name, "'s dtype, or be float32 where ", name,
+        " is bfloat16 or float16 and weight is float32; got ", argument, " ", name_of(t.scalar_type()), ", ", name, " ",
+        name_of(x.scalar_type()));
+  return dtype;
 }
 
 // mean or rstd, as the forward returned it.
@@ -34,10 +51,11 @@ inline void check_statistics(const Tensor& t, const Tensor& x, const NormProblem
   check(t.is_contiguous(), op, ": ", argument, " must be contiguous");
 }
 
-inline void check_upstream(const Tensor& dy, const Tensor& x, const char* op) {
-  check_same_device(dy, x, op, "dy");
-  check_shape(dy, {x.sizes().begin(), x.sizes().end()}, op, "dy", "x's shape");
-  check_type(dy, x.scalar_type(), op, "dy");
+// The gradient of `of`, which the caller calls `name`.
+inline void check_gradient(const Tensor& t, const Tensor& of, const char* op, const char* argument, const char* name) {
+  check_same_device(t, of, op, argument);
+  check_shape(t, {of.sizes().begin(), of.sizes().end()}, op, argument, (std::string(name) + "'s shape").c_str());
+  check_type(t, of.scalar_type(), op, argument);
 }
 
 }  // namespace minigpt

@@ -32,4 +32,13 @@ MINIGPT_HOST_DEVICE PhiloxWords attention_dropout_words(uint64_t seed, int64_t b
   return philox(seed, static_cast<uint32_t>(j / 4), static_cast<uint32_t>(i), static_cast<uint32_t>(bh), 0);
 }
 
+// Of the op dropout: element i is dropped where word i % 4 of the counter (i / 4, of 64 bits, 0, kDropoutStream) is below
+// `threshold` = p * 2^32. The last word keeps its masks apart from attention's under the same seed.
+constexpr uint32_t kDropoutStream = 1;
+
+MINIGPT_HOST_DEVICE PhiloxWords dropout_words(uint64_t seed, int64_t i) {
+  const uint64_t group = static_cast<uint64_t>(i / 4);
+  return philox(seed, static_cast<uint32_t>(group), static_cast<uint32_t>(group >> 32), 0, kDropoutStream);
+}
+
 }  // namespace minigpt

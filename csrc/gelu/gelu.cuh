@@ -3,10 +3,11 @@
 //   erf:  s = Phi(x) = erfc(-x / sqrt 2) / 2 (no cancelling for negative x);   s' = phi(x) = e^(-x^2 / 2) / sqrt(2 pi)
 //   tanh: s = (1 + tanh u) / 2 = 1 / (1 + e^(-2u)), u = sqrt(2/pi) (x + 0.044715 x^3);   s' = 2 s (1 - s) u'
 // x, y, dy, dx: n elements of T. A thread takes 16 bytes at a time, then those a grid further on.
+// With a bias: x, y, dy, dx: [rows, C] of T.  bias, dbias: [C] of Bias.  partial: [chunks, C] of A.
 #pragma once
 #include <cmath>
 
-#include "../common/vector.cuh"
+#include "../common/column_sums.cuh"
 #include "gelu.h"
 
 namespace minigpt {
@@ -67,6 +68,57 @@ __global__ void __launch_bounds__(kGeluThreads) gelu_backward_kernel(const __gri
     for (int e = 0; e < W; ++e) gradient.at[e] *= gelu_gate<Tanh>(v.at[e]).slope;
     store_part<W>(dx + i, gradient, p.n - i);
   }
+}
+
+// Runs of W elements within a row, dealt out to threads as they stand in memory.
+template <class T, class Bias, bool Tanh>
+__global__ void __launch_bounds__(kGeluThreads)
+    bias_gelu_forward_kernel(const __grid_constant__ BiasGeluForwardParams p) {
+  constexpr int W = kGeluWidth<T>;
+  const int64_t row_runs = (p.C + W - 1) / W, runs = p.rows * row_runs, step = int64_t{gridDim.x} * kGeluThreads;
+  for (int64_t run = int64_t{blockIdx.x} * kGeluThreads + threadIdx.x; run < runs; run += step) {
+    const int64_t row = run / row_runs, c = run % row_runs * W;
+    auto v = load_part<W>(static_cast<const T*>(p.x) + row * p.C + c, p.C - c);
+    const auto b = load_part<W>(static_cast<const Bias*>(p.bias) + c, p.C - c);
+#pragma unroll
+    for (int e = 0; e < W; ++e) {
+      const auto z = v.at[e] + b.at[e], s = gelu_gate<Tanh>(z).s;
+      v.at[e] = s == 0 ? 0 : z * s;  // 0 for -inf too
+    }
+    store_part<W>(static_cast<T*>(p.y) + row * p.C + c, v, p.C - c);
+  }
+}
+
+// A block takes one chunk of rows and 32 columns: their dx, and their share of dbias. Without rows it writes the zeros that
+// the last stage adds.
+template <class T, class Bias, bool Tanh>
+__global__ void __launch_bounds__(kRowThreads)
+    bias_gelu_backward_kernel(const __grid_constant__ BiasGeluBackwardParams p) {
+  using A = accumulate_t<T>;
+  const int64_t tiles = column_tiles(p.C);
+  const int64_t chunk = blockIdx.x / tiles, c = blockIdx.x % tiles * kColumns + threadIdx.x % kColumns;
+  const int64_t each = (p.rows + p.chunks - 1) / p.chunks;
+  const int64_t begin = chunk * each, end = begin + each < p.rows ? begin + each : p.rows;
+  A dbias = 0;
+  if (c < p.C) {
+    const T *const dy = static_cast<const T*>(p.dy) + c, *const x = static_cast<const T*>(p.x) + c;
+    T* const dx = static_cast<T*>(p.dx) + c;
+    const A b = static_cast<A>(static_cast<const Bias*>(p.bias)[c]);
+    for (int64_t row = begin + threadIdx.x / kColumns; row < end; row += kColumnRows) {
+      const A d = static_cast<A>(dy[row * p.C]) * gelu_gate<Tanh>(static_cast<A>(x[row * p.C]) + b).slope;
+      dx[row * p.C] = static_cast<T>(d);
+      dbias += d;
+    }
+  }
+  dbias = column_sum(dbias);
+  if (threadIdx.x < kColumns && c < p.C) static_cast<A*>(p.partial)[chunk * p.C + c] = dbias;
+}
+
+// A block adds the chunks of 32 columns.
+template <class A, class Bias>
+__global__ void __launch_bounds__(kRowThreads)
+    bias_gelu_backward_finish_kernel(const __grid_constant__ BiasGeluBackwardParams p) {
+  add_chunks(static_cast<const A*>(p.partial), p.chunks, p.C, blockIdx.x, static_cast<Bias*>(p.dbias));
 }
 
 }  // namespace minigpt

@@ -1,104 +1,14 @@
-#include <cmath>
+#include <algorithm>
 
+#include "../common/column_sums_cpu.h"
 #include "../common/dispatch.h"
-#include "../common/parallel.h"
-#include "../common/simd.h"
 #include "gelu.h"
+#include "gelu_simd.h"
 
 namespace minigpt {
 namespace {
 
 constexpr int64_t kChunk = 16384;  // elements a task: enough to outweigh handing it out, few enough to share evenly
-
-template <class V>
-ALWAYS_INLINE V clamp(V x, V limit) {
-  return x < -limit ? -limit : x > limit ? limit : x;
-}
-
-// With u = sqrt(2/pi) (x + 0.044715 x^3) and (1 + tanh u) / 2 = 1 / (1 + e^(-2u)) =: s,
-//   gelu = x s        gelu' = s + x s (1 - s) 2 u'
-struct Tanh {
-  static constexpr double a = 0.79788456080286535588, b = 0.044715;
-
-  // e^(-2u), so that s = 1 / (1 + e^(-2u)) and 1 - s = e^(-2u) s, without cancelling.
-  template <int Bytes, class V>
-  static ALWAYS_INLINE V odds(V near) {
-    using A = std::remove_reference_t<decltype(near[0])>;
-    return simd::exp<Bytes>(A(-2 * a) * near * (1 + A(b) * near * near));
-  }
-
-  template <int Bytes, class V>
-  static ALWAYS_INLINE V value(V x) {
-    const V limit = V{} + 9;  // beyond, s is 0 or 1
-    return x < -limit ? V{} : x * simd::reciprocal<Bytes>(1 + odds<Bytes>(clamp(x, limit)));
-  }
-
-  template <int Bytes, class V>
-  static ALWAYS_INLINE V slope(V x) {
-    using A = std::remove_reference_t<decltype(x[0])>;
-    const V near = clamp(x, V{} + 9), e = odds<Bytes>(near), s = simd::reciprocal<Bytes>(1 + e);
-    return s + near * s * (e * s) * A(2 * a) * (1 + A(3 * b) * near * near);
-  }
-};
-
-// gelu = x Phi(x), gelu' = Phi(x) + x phi(x), with phi(x) = e^(-x^2/2) / sqrt(2 pi).
-struct Erf {
-  // Phi(x) = 1/2 + x Q(z) for |x| <= 5.25, z = 2 (x / 5.25)^2 - 1 in [-1, 1], with Q a polynomial of degree 13 (minimax,
-  // absolute error of Phi 8e-8). Neither an exponential nor a division. Beyond, the value is within 4e-7 of 0 or x.
-  template <int Bytes>
-  static ALWAYS_INLINE simd::Vector<float, Bytes> value(simd::Vector<float, Bytes> x) {
-    using V = simd::Vector<float, Bytes>;
-    constexpr float q[] = {-5.657169385813177e-4f, 1.4603513991460204e-3f, -1.3132962631061673e-3f,
-                           1.8596744630485773e-3f, -5.133476573973894e-3f, 9.07982885837555e-3f,
-                           -1.294784713536501e-2f, 1.8321843817830086e-2f, -2.4996424093842506e-2f,
-                           3.2065071165561676e-2f, -3.976849466562271e-2f, 4.964384064078331e-2f,
-                           -6.712665408849716e-2f, 1.3465936481952667e-1f};
-    const V limit = V{} + 5.25f, near = clamp(x, limit);
-    const V z = near * near * 0.07256236f - 1.0f;
-    V sum = V{} + q[0];
-#pragma GCC unroll 13
-    for (int i = 1; i < 14; ++i) sum = sum * z + q[i];
-    const V y = x * (0.5f + near * sum);
-    return x < -limit ? V{} : x > limit ? x : y;
-  }
-
-  // Here the exponential is needed anyway, so Phi comes from it: of a negative x it is erfc(u) / 2 at u = |x| / sqrt 2, of a
-  // positive one 1 minus that; erfc(u) = e^(-u^2) R(t), t = 1 / (1 + 0.5625 u), with R a polynomial of degree 8, fitted
-  // (minimax, on 0 <= u <= 9.6) to e^(u^2) erfc(u) with a relative error of 8e-8.
-  template <int Bytes>
-  static ALWAYS_INLINE simd::Vector<float, Bytes> slope(simd::Vector<float, Bytes> x) {
-    using V = simd::Vector<float, Bytes>;
-    constexpr float r[] = {-7.720848172903061e-2f, 3.964216411113739e-1f,  -7.504803538322449e-1f,
-                           5.180996656417847e-1f,  -3.321295976638794e-2f, 3.1922647356987e-1f,
-                           3.0909663438796997e-1f, 3.180847465991974e-1f,  -2.7254749511484988e-5f};
-    const V near = clamp(x, V{} + 13);  // beyond, Phi is 0 or 1 and phi is 0
-    const V u = (near < 0 ? -near : near) * 0.70710678f;
-    const V e = simd::exp<Bytes>(-u * u), t = simd::reciprocal<Bytes>(1.0f + 0.5625f * u);
-    V sum = V{} + r[0];
-#pragma GCC unroll 8
-    for (int i = 1; i < 9; ++i) sum = sum * t + r[i];
-    const V tail = 0.5f * e * sum;
-    return (x < 0 ? tail : 1.0f - tail) + 0.3989422804f * near * e;
-  }
-
-  template <int Bytes>
-  static ALWAYS_INLINE simd::Vector<double, Bytes> value(simd::Vector<double, Bytes> x) {
-    for (int i = 0; i < simd::lanes<double, Bytes>; ++i) {
-      const double phi = 0.5 * std::erfc(-x[i] * std::sqrt(0.5));
-      x[i] = phi == 0 ? 0 : x[i] * phi;
-    }
-    return x;
-  }
-
-  template <int Bytes>
-  static ALWAYS_INLINE simd::Vector<double, Bytes> slope(simd::Vector<double, Bytes> x) {
-    for (int i = 0; i < simd::lanes<double, Bytes>; ++i) {
-      const double density = 0.39894228040143267794 * std::exp(-0.5 * x[i] * x[i]);
-      x[i] = 0.5 * std::erfc(-x[i] * std::sqrt(0.5)) + (density == 0 ? 0 : x[i] * density);
-    }
-    return x;
-  }
-};
 
 template <class T, class Form>
 struct Forward {
@@ -120,28 +30,117 @@ struct Backward {
   }
 };
 
+template <class T, class Bias, class Form>
+struct BiasForward {
+  template <int Bytes>
+  static ALWAYS_INLINE void run(const BiasGeluForwardParams* p, int64_t begin, int64_t end) {
+    const int64_t C = p->C;
+    const Bias* const bias = static_cast<const Bias*>(p->bias);
+    for (int64_t row = begin; row < end; ++row) {
+      const T* const x = static_cast<const T*>(p->x) + row * C;
+      T* const y = static_cast<T*>(p->y) + row * C;
+      for (int64_t i = 0; i < C; i += simd::lanes<accumulate_t<T>, Bytes>) {
+        const auto v = simd::load_part<Bytes>(x + i, C - i) + simd::load_part<Bytes>(bias + i, C - i);
+        simd::store_part<Bytes>(y + i, Form::template value<Bytes>(v), C - i);
+      }
+    }
+  }
+};
+
+// One chunk of rows: dx of each, and the chunk's own share of dbias, which a few rows load and store together.
+template <class T, class Bias, class Form>
+struct BiasBackward {
+  template <int Bytes>
+  static ALWAYS_INLINE void run(const BiasGeluBackwardParams* p, int64_t chunk, int64_t begin, int64_t end) {
+    accumulate_t<T>* const dbias = static_cast<accumulate_t<T>*>(p->partial) + chunk * p->C;
+    std::fill_n(dbias, p->C, accumulate_t<T>(0));
+    int64_t row = begin;
+    for (; row + 2 <= end; row += 2) rows<Bytes, 2>(*p, row, dbias);
+    if (row < end) rows<Bytes, 1>(*p, row, dbias);
+  }
+
+  template <int Bytes, int Rows, class A>
+  static ALWAYS_INLINE void rows(const BiasGeluBackwardParams& p, int64_t row, A* dbias) {
+    const int64_t C = p.C;
+    const T *const dy = static_cast<const T*>(p.dy) + row * C, *const x = static_cast<const T*>(p.x) + row * C;
+    T* const dx = static_cast<T*>(p.dx) + row * C;
+    const Bias* const bias = static_cast<const Bias*>(p.bias);
+    for (int64_t i = 0; i < C; i += simd::lanes<A, Bytes>) {
+      const auto b = simd::load_part<Bytes>(bias + i, C - i);
+      auto sum = simd::load_part<Bytes>(dbias + i, C - i);
+#pragma GCC unroll 2
+      for (int r = 0; r < Rows; ++r) {
+        const auto slope = Form::template slope<Bytes>(simd::load_part<Bytes>(x + r * C + i, C - i) + b);
+        const auto d = simd::load_part<Bytes>(dy + r * C + i, C - i) * slope;
+        simd::store_part<Bytes>(dx + r * C + i, d, C - i);
+        sum += d;
+      }
+      simd::store_part<Bytes>(dbias + i, sum, C - i);
+    }
+  }
+};
+
+template <class F>
+void dispatch_form(bool tanh, const F& f) {
+  tanh ? f(Type<gelu::Tanh>{}) : f(Type<gelu::Erf>{});
+}
+
 }  // namespace
 
-void gelu_forward_cpu(const GeluForwardParams& p) {
+void gelu_forward_range_cpu(const GeluForwardParams& p, int64_t begin, int64_t end) {
   dispatch(p.dtype, [&](auto type) {
-    using T = typename decltype(type)::type;
-    const auto kernel = p.tanh ? simd::call<Forward<T, Tanh>, const T*, T*, int64_t>
-                               : simd::call<Forward<T, Erf>, const T*, T*, int64_t>;
-    parallel_ranges(p.n, kChunk, [&](int64_t begin, int64_t end) {
-      kernel(static_cast<const T*>(p.x) + begin, static_cast<T*>(p.y) + begin, end - begin);
+    dispatch_form(p.tanh, [&](auto form) {
+      using T = typename decltype(type)::type;
+      const T* const x = static_cast<const T*>(p.x) + begin;
+      simd::call<Forward<T, typename decltype(form)::type>>(x, static_cast<T*>(p.y) + begin, end - begin);
     });
   });
 }
 
+void gelu_forward_cpu(const GeluForwardParams& p) {
+  parallel_ranges(p.n, kChunk, [&](int64_t begin, int64_t end) { gelu_forward_range_cpu(p, begin, end); });
+}
+
 void gelu_backward_cpu(const GeluBackwardParams& p) {
   dispatch(p.dtype, [&](auto type) {
-    using T = typename decltype(type)::type;
-    const auto kernel = p.tanh ? simd::call<Backward<T, Tanh>, const T*, const T*, T*, int64_t>
-                               : simd::call<Backward<T, Erf>, const T*, const T*, T*, int64_t>;
-    parallel_ranges(p.n, kChunk, [&](int64_t begin, int64_t end) {
-      kernel(static_cast<const T*>(p.dy) + begin, static_cast<const T*>(p.x) + begin, static_cast<T*>(p.dx) + begin,
-             end - begin);
+    dispatch_form(p.tanh, [&](auto form) {
+      using T = typename decltype(type)::type;
+      parallel_ranges(p.n, kChunk, [&](int64_t begin, int64_t end) {
+        const T *const dy = static_cast<const T*>(p.dy) + begin, *const x = static_cast<const T*>(p.x) + begin;
+        T* const dx = static_cast<T*>(p.dx) + begin;
+        simd::call<Backward<T, typename decltype(form)::type>>(dy, x, dx, end - begin);
+      });
     });
+  });
+}
+
+void bias_gelu_forward_rows_cpu(const BiasGeluForwardParams& p, int64_t begin, int64_t end) {
+  dispatch_pair(p.dtype, p.bias_dtype, [&](auto type, auto bias_type) {
+    dispatch_form(p.tanh, [&](auto form) {
+      using Body =
+          BiasForward<typename decltype(type)::type, typename decltype(bias_type)::type, typename decltype(form)::type>;
+      simd::call<Body>(&p, begin, end);
+    });
+  });
+}
+
+void bias_gelu_forward_cpu(const BiasGeluForwardParams& p) {
+  const int64_t rows_a_task = std::max<int64_t>(1, kChunk / p.C);
+  parallel_ranges(p.rows, rows_a_task, [&](int64_t begin, int64_t end) { bias_gelu_forward_rows_cpu(p, begin, end); });
+}
+
+void bias_gelu_backward_cpu(const BiasGeluBackwardParams& p) {
+  dispatch_pair(p.dtype, p.bias_dtype, [&](auto type, auto bias_type) {
+    using T = typename decltype(type)::type;
+    using Bias = typename decltype(bias_type)::type;
+    dispatch_form(p.tanh, [&](auto form) {
+      const int64_t rows_a_chunk = (p.rows + p.chunks - 1) / p.chunks;
+      run_tasks(p.chunks, /*in_runs=*/true, [&](int64_t chunk) {
+        const int64_t begin = std::min(p.rows, chunk * rows_a_chunk), end = std::min(p.rows, begin + rows_a_chunk);
+        simd::call<BiasBackward<T, Bias, typename decltype(form)::type>>(&p, chunk, begin, end);
+      });
+    });
+    add_chunks<Bias>(static_cast<const accumulate_t<T>*>(p.partial), p.chunks, p.C, p.dbias);
   });
 }
 

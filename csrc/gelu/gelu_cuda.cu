@@ -32,4 +32,29 @@ void gelu_backward_cuda(const GeluBackwardParams& p, CudaStream stream) {
   });
 }
 
+void bias_gelu_forward_cuda(const BiasGeluForwardParams& p, CudaStream stream) {
+  if (p.rows == 0 || p.C == 0) return;
+  dispatch_pair(p.dtype, p.bias_dtype, [&](auto type, auto bias_type) {
+    using T = device_t<typename decltype(type)::type>;
+    using Bias = device_t<typename decltype(bias_type)::type>;
+    constexpr int64_t W = kGeluWidth<T>;
+    const auto kernel = p.tanh ? bias_gelu_forward_kernel<T, Bias, true> : bias_gelu_forward_kernel<T, Bias, false>;
+    launch("bias_gelu_forward_kernel", kernel, gelu_grid<T>(p.rows * ((p.C + W - 1) / W * W)), kGeluThreads, 0, stream,
+           p);
+  });
+}
+
+void bias_gelu_backward_cuda(const BiasGeluBackwardParams& p, CudaStream stream) {
+  if (p.C == 0) return;
+  const int64_t tiles = column_tiles(p.C);
+  dispatch_pair(p.dtype, p.bias_dtype, [&](auto type, auto bias_type) {
+    using T = device_t<typename decltype(type)::type>;
+    using Bias = device_t<typename decltype(bias_type)::type>;
+    const auto kernel = p.tanh ? bias_gelu_backward_kernel<T, Bias, true> : bias_gelu_backward_kernel<T, Bias, false>;
+    launch("bias_gelu_backward_kernel", kernel, grid_of(p.chunks * tiles), kRowThreads, 0, stream, p);
+    launch("bias_gelu_backward_finish_kernel", bias_gelu_backward_finish_kernel<accumulate_t<T>, Bias>, grid_of(tiles),
+           kRowThreads, 0, stream, p);
+  });
+}
+
 }  // namespace minigpt

@@ -1,14 +1,15 @@
 // LayerNorm backward, three kernels: dx row by row; dweight and dbias over chunks of rows; the chunks added in order.
 //   xhat = (x - mean) * rstd        g = dy * weight
 //   dx = rstd * (g - avg(g) - xhat * avg(g * xhat))     dweight = sum_rows dy * xhat     dbias = sum_rows dy
-// x, dy, dx: [rows, C] of T.  weight, dweight, dbias: [C] of Weight.  mean, rstd: [rows], partial: [2, chunks, C] of A.
+// With a residual what was normed is s = residual + x, and its own gradient ds is added to dx.
+// dy, dx: [rows, C] of T.  s, ds, dresidual: [rows, C] of Residual.  weight, dweight, dbias: [C] of Weight.  mean, rstd: [rows], partial: [2, chunks, C] of A.
 #pragma once
 #include "layer_norm_forward.cuh"
 
 namespace minigpt {
 
 // A team of threads (a warp, or the block) takes a row, as in the forward.
-template <class T, class Weight, int Team>
+template <class T, class Residual, class Weight, int Team>
 __global__ void __launch_bounds__(kRowThreads)
     layer_norm_backward_dx_kernel(const __grid_constant__ LayerNormBackwardParams p) {
   using A = accumulate_t<T>;
@@ -16,14 +17,15 @@ __global__ void __launch_bounds__(kRowThreads)
   const int64_t row = int64_t{blockIdx.x} * (kRowThreads / Team) + threadIdx.x / Team;
   if (row >= p.rows) return;  // a whole team leaves, and only a team of one warp can
   const int64_t first = threadIdx.x % Team * W;
-  const T *const dy = static_cast<const T*>(p.dy) + row * p.C, *const x = static_cast<const T*>(p.x) + row * p.C;
+  const T* const dy = static_cast<const T*>(p.dy) + row * p.C;
+  const Residual* const s = static_cast<const Residual*>(p.s) + row * p.C;
   T* const dx = static_cast<T*>(p.dx) + row * p.C;
   const Weight* const weight = static_cast<const Weight*>(p.weight);
   const A mean = static_cast<const A*>(p.mean)[row], rstd = static_cast<const A*>(p.rstd)[row];
 
   A sum_g = 0, sum_gx = 0;
   for (int64_t c = first; c < p.C; c += Team * W) {
-    const auto d = load_part<W>(dy + c, p.C - c), v = load_part<W>(x + c, p.C - c);
+    const auto d = load_part<W>(dy + c, p.C - c), v = load_part<W>(s + c, p.C - c);
     const auto w = load_part<W>(weight + c, p.C - c);
 #pragma unroll
     for (int e = 0; e < W; ++e) {
@@ -36,16 +38,22 @@ __global__ void __launch_bounds__(kRowThreads)
 
   for (int64_t c = first; c < p.C; c += Team * W) {
     auto d = load_part<W>(dy + c, p.C - c);
-    const auto v = load_part<W>(x + c, p.C - c);
+    const auto v = load_part<W>(s + c, p.C - c);
     const auto w = load_part<W>(weight + c, p.C - c);
 #pragma unroll
     for (int e = 0; e < W; ++e) d.at[e] = rstd * (d.at[e] * w.at[e] - avg_g - (v.at[e] - mean) * rstd * avg_gx);
+    if (p.ds) {
+      const auto more = load_part<W>(static_cast<const Residual*>(p.ds) + row * p.C + c, p.C - c);
+#pragma unroll
+      for (int e = 0; e < W; ++e) d.at[e] += more.at[e];
+    }
     store_part<W>(dx + c, d, p.C - c);
+    if (p.dresidual) store_part<W>(static_cast<Residual*>(p.dresidual) + row * p.C + c, d, p.C - c);
   }
 }
 
 // A block takes one chunk of rows and 32 columns; without rows it writes the zeros that the last stage adds.
-template <class T>
+template <class T, class Residual>
 __global__ void __launch_bounds__(kRowThreads)
     layer_norm_backward_partial_kernel(const __grid_constant__ LayerNormBackwardParams p) {
   using A = accumulate_t<T>;
@@ -57,10 +65,11 @@ __global__ void __launch_bounds__(kRowThreads)
 
   A dweight = 0, dbias = 0;
   if (c < p.C) {
-    const T *const dy = static_cast<const T*>(p.dy) + c, *const x = static_cast<const T*>(p.x) + c;
+    const T* const dy = static_cast<const T*>(p.dy) + c;
+    const Residual* const s = static_cast<const Residual*>(p.s) + c;
     for (int64_t row = begin + threadIdx.x / kColumns; row < end; row += kColumnRows) {
       const A d = static_cast<A>(dy[row * p.C]);
-      dweight += d * ((static_cast<A>(x[row * p.C]) - mean[row]) * rstd[row]);
+      dweight += d * ((static_cast<A>(s[row * p.C]) - mean[row]) * rstd[row]);
       dbias += d;
     }
   }

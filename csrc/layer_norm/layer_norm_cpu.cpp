@@ -8,7 +8,7 @@
 namespace minigpt {
 namespace {
 
-template <class T, class Weight>
+template <class T, class Residual, class Weight>
 struct Forward {
   template <int Bytes>
   static ALWAYS_INLINE void run(const LayerNormForwardParams* p, int64_t begin, int64_t end) {
@@ -19,8 +19,18 @@ struct Forward {
     const Weight *weight = static_cast<const Weight*>(p->weight), *bias = static_cast<const Weight*>(p->bias);
     for (int64_t row = begin; row < end; ++row) {
       const T* x = static_cast<const T*>(p->x) + row * C;
+      const Residual* s = static_cast<const Residual*>(p->x) + row * C;  // without a residual both types are one
       T* y = static_cast<T*>(p->y) + row * C;
-      const auto value = [&](int64_t i) __attribute__((always_inline)) { return simd::load_part<Bytes>(x + i, C - i); };
+      if (p->residual) {
+        const Residual* residual = static_cast<const Residual*>(p->residual) + row * C;
+        Residual* added = static_cast<Residual*>(p->s) + row * C;
+        for (int64_t i = 0; i < C; i += W) {
+          const V v = simd::load_part<Bytes>(residual + i, C - i) + simd::load_part<Bytes>(x + i, C - i);
+          simd::store_part<Bytes>(added + i, v, C - i);
+        }
+        s = added;
+      }
+      const auto value = [&](int64_t i) __attribute__((always_inline)) { return simd::load_part<Bytes>(s + i, C - i); };
       const A mean = sum_over_row<A, Bytes>(C, value) / A(C);
       const auto square = [&](int64_t i) __attribute__((always_inline)) {
         const V d = value(i) - mean;
@@ -30,49 +40,75 @@ struct Forward {
       const A rstd = A(1) / std::sqrt(variance + A(p->eps));
       for (int64_t i = 0; i < C; i += W) {
         __builtin_prefetch(x + 2 * C + i);  // the memory would be idle while a row's sums are waited for
-        V v = (simd::load_part<Bytes>(x + i, C - i) - mean) * rstd * simd::load_part<Bytes>(weight + i, C - i);
+        V v = (value(i) - mean) * rstd * simd::load_part<Bytes>(weight + i, C - i);
         if (bias) v += simd::load_part<Bytes>(bias + i, C - i);
         simd::store_part<Bytes>(y + i, v, C - i);
       }
-      static_cast<A*>(p->mean)[row] = mean;
-      static_cast<A*>(p->rstd)[row] = rstd;
+      if (p->mean) static_cast<A*>(p->mean)[row] = mean;
+      if (p->rstd) static_cast<A*>(p->rstd)[row] = rstd;
     }
   }
 };
 
-// One chunk of rows: dx of each, and the chunk's own share of dweight and dbias.
-template <class T, class Weight>
+// One chunk of rows: dx of each, and the chunk's own share of dweight and dbias. A few rows are taken at a time, so that
+// the weights and the shares are loaded and stored once for all of them.
+template <class T, class Residual, class Weight>
 struct Backward {
   template <int Bytes>
   static ALWAYS_INLINE void run(const LayerNormBackwardParams* p, int64_t chunk, int64_t begin, int64_t end) {
     using A = accumulate_t<T>;
+    A *dweight = static_cast<A*>(p->partial) + chunk * p->C, *dbias = dweight + p->chunks * p->C;
+    std::fill_n(dweight, p->C, A(0));
+    std::fill_n(dbias, p->C, A(0));
+    int64_t row = begin;
+    for (; row + 4 <= end; row += 4) rows<Bytes, 4>(*p, row, dweight, dbias);
+    for (; row < end; ++row) rows<Bytes, 1>(*p, row, dweight, dbias);
+  }
+
+  template <int Bytes, int Rows, class A>
+  static ALWAYS_INLINE void rows(const LayerNormBackwardParams& p, int64_t row, A* dweight, A* dbias) {
     using V = simd::Vector<A, Bytes>;
     constexpr int W = simd::lanes<A, Bytes>;
-    const int64_t C = p->C;
-    const Weight* weight = static_cast<const Weight*>(p->weight);
-    A *dweight = static_cast<A*>(p->partial) + chunk * C, *dbias = dweight + p->chunks * C;
-    std::fill_n(dweight, C, A(0));
-    std::fill_n(dbias, C, A(0));
-    for (int64_t row = begin; row < end; ++row) {
-      const T *x = static_cast<const T*>(p->x) + row * C, *dy = static_cast<const T*>(p->dy) + row * C;
-      T* dx = static_cast<T*>(p->dx) + row * C;
-      const A mean = static_cast<const A*>(p->mean)[row], rstd = static_cast<const A*>(p->rstd)[row];
-      V sum_g = {}, sum_gx = {};
-      for (int64_t i = 0; i < C; i += W) {
-        const V d = simd::load_part<Bytes>(dy + i, C - i), xhat = (simd::load_part<Bytes>(x + i, C - i) - mean) * rstd;
-        const V g = d * simd::load_part<Bytes>(weight + i, C - i);
-        sum_g += g;
-        sum_gx += g * xhat;  // g is zero in lanes past the end
-        simd::store_part<Bytes>(dweight + i, simd::load_part<Bytes>(dweight + i, C - i) + d * xhat, C - i);
-        simd::store_part<Bytes>(dbias + i, simd::load_part<Bytes>(dbias + i, C - i) + d, C - i);
+    const int64_t C = p.C;
+    const T* const dy = static_cast<const T*>(p.dy) + row * C;
+    const Residual* const s = static_cast<const Residual*>(p.s) + row * C;
+    const Weight* const weight = static_cast<const Weight*>(p.weight);
+    A mean[Rows], rstd[Rows], avg_g[Rows], avg_gx[Rows];
+    V sum_g[Rows] = {}, sum_gx[Rows] = {};
+    for (int r = 0; r < Rows; ++r) {
+      mean[r] = static_cast<const A*>(p.mean)[row + r];
+      rstd[r] = static_cast<const A*>(p.rstd)[row + r];
+    }
+    for (int64_t i = 0; i < C; i += W) {
+      const V w = simd::load_part<Bytes>(weight + i, C - i);
+      V dw = simd::load_part<Bytes>(dweight + i, C - i), db = simd::load_part<Bytes>(dbias + i, C - i);
+#pragma GCC unroll 4
+      for (int r = 0; r < Rows; ++r) {
+        const V d = simd::load_part<Bytes>(dy + r * C + i, C - i);
+        const V xhat = (simd::load_part<Bytes>(s + r * C + i, C - i) - mean[r]) * rstd[r];
+        const V g = d * w;
+        sum_g[r] += g;
+        sum_gx[r] += g * xhat;  // g is zero in lanes past the end
+        dw += d * xhat;
+        db += d;
       }
-      const A avg_g = simd::sum(sum_g) / A(C), avg_gx = simd::sum(sum_gx) / A(C);
-      for (int64_t i = 0; i < C; i += W) {
-        __builtin_prefetch(x + 2 * C + i);
-        __builtin_prefetch(dy + 2 * C + i);
-        const V g = simd::load_part<Bytes>(dy + i, C - i) * simd::load_part<Bytes>(weight + i, C - i);
-        const V xhat = (simd::load_part<Bytes>(x + i, C - i) - mean) * rstd;
-        simd::store_part<Bytes>(dx + i, rstd * (g - avg_g - xhat * avg_gx), C - i);
+      simd::store_part<Bytes>(dweight + i, dw, C - i);
+      simd::store_part<Bytes>(dbias + i, db, C - i);
+    }
+    for (int r = 0; r < Rows; ++r) avg_g[r] = simd::sum(sum_g[r]) / A(C), avg_gx[r] = simd::sum(sum_gx[r]) / A(C);
+    for (int64_t i = 0; i < C; i += W) {
+      const V w = simd::load_part<Bytes>(weight + i, C - i);
+#pragma GCC unroll 4
+      for (int r = 0; r < Rows; ++r) {
+        const int64_t at = r * C + i;
+        __builtin_prefetch(dy + Rows * C + at);
+        __builtin_prefetch(s + Rows * C + at);
+        const V g = simd::load_part<Bytes>(dy + at, C - i) * w;
+        const V xhat = (simd::load_part<Bytes>(s + at, C - i) - mean[r]) * rstd[r];
+        V v = rstd[r] * (g - avg_g[r] - xhat * avg_gx[r]);
+        if (p.ds) v += simd::load_part<Bytes>(static_cast<const Residual*>(p.ds) + row * C + at, C - i);
+        simd::store_part<Bytes>(static_cast<T*>(p.dx) + row * C + at, v, C - i);
+        if (p.dresidual) simd::store_part<Bytes>(static_cast<Residual*>(p.dresidual) + row * C + at, v, C - i);
       }
     }
   }
@@ -80,22 +116,27 @@ struct Backward {
 
 }  // namespace
 
-void layer_norm_forward_cpu(const LayerNormForwardParams& p) {
-  dispatch_pair(p.dtype, p.weight_dtype, [&](auto type, auto weight_type) {
-    using Body = Forward<typename decltype(type)::type, typename decltype(weight_type)::type>;
-    const int64_t rows_a_task = std::max<int64_t>(1, 16384 / p.C);
-    parallel_ranges(p.rows, rows_a_task, [&](int64_t begin, int64_t end) { simd::call<Body>(&p, begin, end); });
+void layer_norm_forward_rows_cpu(const LayerNormForwardParams& p, int64_t begin, int64_t end) {
+  dispatch_residual(p.dtype, p.residual_dtype, p.weight_dtype, [&](auto type, auto residual_type, auto weight_type) {
+    using Body = Forward<typename decltype(type)::type, typename decltype(residual_type)::type,
+                         typename decltype(weight_type)::type>;
+    simd::call<Body>(&p, begin, end);
   });
 }
 
+void layer_norm_forward_cpu(const LayerNormForwardParams& p) {
+  const int64_t rows_a_task = std::max<int64_t>(1, 16384 / p.C);
+  parallel_ranges(p.rows, rows_a_task, [&](int64_t begin, int64_t end) { layer_norm_forward_rows_cpu(p, begin, end); });
+}
+
 void layer_norm_backward_cpu(const LayerNormBackwardParams& p) {
-  dispatch_pair(p.dtype, p.weight_dtype, [&](auto type, auto weight_type) {
+  dispatch_residual(p.dtype, p.residual_dtype, p.weight_dtype, [&](auto type, auto residual_type, auto weight_type) {
     using T = typename decltype(type)::type;
     using Weight = typename decltype(weight_type)::type;
     const int64_t rows_a_chunk = (p.rows + p.chunks - 1) / p.chunks;
     run_tasks(p.chunks, /*in_runs=*/true, [&](int64_t chunk) {
       const int64_t begin = std::min(p.rows, chunk * rows_a_chunk), end = std::min(p.rows, begin + rows_a_chunk);
-      simd::call<Backward<T, Weight>>(&p, chunk, begin, end);
+      simd::call<Backward<T, typename decltype(residual_type)::type, Weight>>(&p, chunk, begin, end);
     });
     const auto* const partial = static_cast<const accumulate_t<T>*>(p.partial);
     add_chunks<Weight>(partial, p.chunks, p.C, p.dweight);

@@ -13,59 +13,97 @@ const T* row_of(const void* x, const RowLayout& l, int64_t row) {
   return static_cast<const T*>(x) + row / l.inner * l.outer_stride + row % l.inner * l.inner_stride;
 }
 
-template <class T, class Weight>
+template <class T, class Residual, class Weight>
 struct Forward {
   template <int Bytes>
   static ALWAYS_INLINE void run(const RmsNormForwardParams* p, int64_t begin, int64_t end) {
     using A = accumulate_t<T>;
     using V = simd::Vector<A, Bytes>;
+    constexpr int W = simd::lanes<A, Bytes>;
     const int64_t C = p->C, ahead = 2 * p->layout.inner_stride;
     const Weight* weight = static_cast<const Weight*>(p->weight);
     for (int64_t row = begin; row < end; ++row) {
       const T* x = row_of<T>(p->x, p->layout, row);
+      const Residual* s = row_of<Residual>(p->x, p->layout, row);  // without a residual both types are one
       T* y = static_cast<T*>(p->y) + row * C;
+      if (p->residual) {
+        const Residual* residual = static_cast<const Residual*>(p->residual) + row * C;
+        Residual* added = static_cast<Residual*>(p->s) + row * C;
+        for (int64_t i = 0; i < C; i += W) {
+          const V v = simd::load_part<Bytes>(residual + i, C - i) + simd::load_part<Bytes>(x + i, C - i);
+          simd::store_part<Bytes>(added + i, v, C - i);
+        }
+        s = added;
+      }
       const auto square = [&](int64_t i) __attribute__((always_inline)) {
-        const V v = simd::load_part<Bytes>(x + i, C - i);
+        const V v = simd::load_part<Bytes>(s + i, C - i);
         return v * v;
       };
       const A rstd = A(1) / std::sqrt(sum_over_row<A, Bytes>(C, square) / A(C) + A(p->eps));
-      for (int64_t i = 0; i < C; i += simd::lanes<A, Bytes>) {
+      for (int64_t i = 0; i < C; i += W) {
         __builtin_prefetch(x + ahead + i);  // the memory would be idle while a row's sum is waited for
         const V w = simd::load_part<Bytes>(weight + i, C - i);
-        simd::store_part<Bytes>(y + i, simd::load_part<Bytes>(x + i, C - i) * rstd * w, C - i);
+        simd::store_part<Bytes>(y + i, simd::load_part<Bytes>(s + i, C - i) * rstd * w, C - i);
       }
-      static_cast<A*>(p->rstd)[row] = rstd;
+      if (p->rstd) static_cast<A*>(p->rstd)[row] = rstd;
     }
   }
 };
 
-// One chunk of rows: dx of each, and the chunk's own share of dweight.
-template <class T, class Weight>
+// One chunk of rows: dx of each, and the chunk's own share of dweight. A few rows are taken at a time, so that the weights
+// and the shares are loaded and stored once for all of them.
+template <class T, class Residual, class Weight>
 struct Backward {
   template <int Bytes>
   static ALWAYS_INLINE void run(const RmsNormBackwardParams* p, int64_t chunk, int64_t begin, int64_t end) {
     using A = accumulate_t<T>;
+    A* dweight = static_cast<A*>(p->partial) + chunk * p->C;
+    std::fill_n(dweight, p->C, A(0));
+    int64_t row = begin;
+    for (; row + 4 <= end; row += 4) rows<Bytes, 4>(*p, row, dweight);
+    for (; row < end; ++row) rows<Bytes, 1>(*p, row, dweight);
+  }
+
+  template <int Bytes, int Rows, class A>
+  static ALWAYS_INLINE void rows(const RmsNormBackwardParams& p, int64_t row, A* dweight) {
     using V = simd::Vector<A, Bytes>;
-    const int64_t C = p->C, ahead = 2 * p->layout.inner_stride;
-    const Weight* weight = static_cast<const Weight*>(p->weight);
-    A* dweight = static_cast<A*>(p->partial) + chunk * C;
-    std::fill_n(dweight, C, A(0));
-    for (int64_t row = begin; row < end; ++row) {
-      const T *x = row_of<T>(p->x, p->layout, row), *dy = static_cast<const T*>(p->dy) + row * C;
-      T* dx = static_cast<T*>(p->dx) + row * C;
-      const A rstd = static_cast<const A*>(p->rstd)[row];
-      const auto product = [&](int64_t i) __attribute__((always_inline)) {
-        const V d = simd::load_part<Bytes>(dy + i, C - i), xhat = simd::load_part<Bytes>(x + i, C - i) * rstd;
-        simd::store_part<Bytes>(dweight + i, simd::load_part<Bytes>(dweight + i, C - i) + d * xhat, C - i);
-        return d * simd::load_part<Bytes>(weight + i, C - i) * xhat;
-      };
-      const A avg_gx = sum_over_row<A, Bytes>(C, product) / A(C);
-      for (int64_t i = 0; i < C; i += simd::lanes<A, Bytes>) {
-        __builtin_prefetch(x + ahead + i);
-        __builtin_prefetch(dy + 2 * C + i);
-        const V g = simd::load_part<Bytes>(dy + i, C - i) * simd::load_part<Bytes>(weight + i, C - i);
-        const V xhat = simd::load_part<Bytes>(x + i, C - i) * rstd;
-        simd::store_part<Bytes>(dx + i, rstd * (g - xhat * avg_gx), C - i);
+    constexpr int W = simd::lanes<A, Bytes>;
+    const int64_t C = p.C, ahead = Rows * p.layout.inner_stride;
+    const T* const dy = static_cast<const T*>(p.dy) + row * C;
+    const Weight* const weight = static_cast<const Weight*>(p.weight);
+    const Residual* s[Rows];
+    A rstd[Rows], avg_gx[Rows];
+    V sum_gx[Rows] = {};
+    for (int r = 0; r < Rows; ++r) {
+      s[r] = row_of<Residual>(p.s, p.layout, row + r);
+      rstd[r] = static_cast<const A*>(p.rstd)[row + r];
+    }
+    for (int64_t i = 0; i < C; i += W) {
+      const V w = simd::load_part<Bytes>(weight + i, C - i);
+      V dw = simd::load_part<Bytes>(dweight + i, C - i);
+#pragma GCC unroll 4
+      for (int r = 0; r < Rows; ++r) {
+        const V d = simd::load_part<Bytes>(dy + r * C + i, C - i);
+        const V dx = d * (simd::load_part<Bytes>(s[r] + i, C - i) * rstd[r]);
+        sum_gx[r] += dx * w;
+        dw += dx;
+      }
+      simd::store_part<Bytes>(dweight + i, dw, C - i);
+    }
+    for (int r = 0; r < Rows; ++r) avg_gx[r] = simd::sum(sum_gx[r]) / A(C);
+    for (int64_t i = 0; i < C; i += W) {
+      const V w = simd::load_part<Bytes>(weight + i, C - i);
+#pragma GCC unroll 4
+      for (int r = 0; r < Rows; ++r) {
+        const int64_t at = r * C + i;
+        __builtin_prefetch(dy + Rows * C + at);
+        __builtin_prefetch(s[r] + ahead + i);
+        const V g = simd::load_part<Bytes>(dy + at, C - i) * w;
+        const V xhat = simd::load_part<Bytes>(s[r] + i, C - i) * rstd[r];
+        V v = rstd[r] * (g - xhat * avg_gx[r]);
+        if (p.ds) v += simd::load_part<Bytes>(static_cast<const Residual*>(p.ds) + row * C + at, C - i);
+        simd::store_part<Bytes>(static_cast<T*>(p.dx) + row * C + at, v, C - i);
+        if (p.dresidual) simd::store_part<Bytes>(static_cast<Residual*>(p.dresidual) + row * C + at, v, C - i);
       }
     }
   }
@@ -73,22 +111,27 @@ struct Backward {
 
 }  // namespace
 
-void rms_norm_forward_cpu(const RmsNormForwardParams& p) {
-  dispatch_pair(p.dtype, p.weight_dtype, [&](auto type, auto weight_type) {
-    using Body = Forward<typename decltype(type)::type, typename decltype(weight_type)::type>;
-    const int64_t rows_a_task = std::max<int64_t>(1, 16384 / p.C);
-    parallel_ranges(p.rows, rows_a_task, [&](int64_t begin, int64_t end) { simd::call<Body>(&p, begin, end); });
+void rms_norm_forward_rows_cpu(const RmsNormForwardParams& p, int64_t begin, int64_t end) {
+  dispatch_residual(p.dtype, p.residual_dtype, p.weight_dtype, [&](auto type, auto residual_type, auto weight_type) {
+    using Body = Forward<typename decltype(type)::type, typename decltype(residual_type)::type,
+                         typename decltype(weight_type)::type>;
+    simd::call<Body>(&p, begin, end);
   });
 }
 
+void rms_norm_forward_cpu(const RmsNormForwardParams& p) {
+  const int64_t rows_a_task = std::max<int64_t>(1, 16384 / p.C);
+  parallel_ranges(p.rows, rows_a_task, [&](int64_t begin, int64_t end) { rms_norm_forward_rows_cpu(p, begin, end); });
+}
+
 void rms_norm_backward_cpu(const RmsNormBackwardParams& p) {
-  dispatch_pair(p.dtype, p.weight_dtype, [&](auto type, auto weight_type) {
+  dispatch_residual(p.dtype, p.residual_dtype, p.weight_dtype, [&](auto type, auto residual_type, auto weight_type) {
     using T = typename decltype(type)::type;
     using Weight = typename decltype(weight_type)::type;
     const int64_t rows_a_chunk = (p.rows + p.chunks - 1) / p.chunks;
     run_tasks(p.chunks, /*in_runs=*/true, [&](int64_t chunk) {
       const int64_t begin = std::min(p.rows, chunk * rows_a_chunk), end = std::min(p.rows, begin + rows_a_chunk);
-      simd::call<Backward<T, Weight>>(&p, chunk, begin, end);
+      simd::call<Backward<T, typename decltype(residual_type)::type, Weight>>(&p, chunk, begin, end);
     });
     add_chunks<Weight>(static_cast<const accumulate_t<T>*>(p.partial), p.chunks, p.C, p.dweight);
   });

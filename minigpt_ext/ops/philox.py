@@ -1,5 +1,7 @@
 """Philox4x32-10 in torch's integer ops: the reference for the kernels' dropout masks (csrc/common/philox.h)."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -31,6 +33,15 @@ def attention_keep_mask(
     counters = torch.broadcast_tensors(group, query[:, None], head[:, None, None], torch.zeros_like(group))
     words = torch.stack(philox(seed, *counters), dim=-1).reshape(B, H, T, -1)[..., :S]
     return words >= dropout_threshold(dropout_p)
+
+
+def dropout_keep_mask(seed: int | Tensor, shape: tuple[int, ...], p: float, device: torch.device) -> Tensor:
+    """Of `shape`, True where the op dropout keeps element i: by word i % 4 of the counter (i // 4, 0, 0, 1)."""
+    n = math.prod(shape)
+    group = torch.arange((n + 3) // 4, device=device)
+    zero = torch.zeros_like(group)
+    words = torch.stack(philox(seed, group & _WORD, group >> 32, zero, zero + 1), dim=-1).flatten()[:n]
+    return (words >= dropout_threshold(p)).view(shape)
 
 
 def dropout_threshold(dropout_p: float) -> int:

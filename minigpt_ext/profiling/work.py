@@ -76,6 +76,7 @@ _CASES = {
     "swiglu": lambda *dy_x: dict(rows=math.prod(dy_x[-1][:-1]), F=dy_x[-1][-1] // 2, backward=True),
     "relu_squared": lambda x, *_: dict(rows=math.prod(x[:-1]), columns=x[-1], backward=True),
     "cross_entropy": lambda logits, *_: dict(rows=math.prod(logits[:-1]), V=logits[-1], backward=True),
+    "dropout": lambda x, *_: dict(rows=math.prod(x[:-1]), columns=x[-1], backward=False),
     "kv_append": lambda k_cache, v_cache, k, *_: dict(B=k[0], T=k[1], H=k[2], D=k[3], before=0),
 }
 

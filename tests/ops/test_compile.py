@@ -48,6 +48,23 @@ OPS = {
         lambda logits: mg.ops.cross_entropy(logits, torch.arange(logits.shape[0]) % 7 - 1),
         lambda n: {"logits": normal(n, 8)},
     ),
+    "residual_layer_norm": (
+        lambda **t: torch.cat(mg.ops.residual_layer_norm(**t), -1),
+        lambda n: {"x": normal(n, 8), "residual": normal(n, 8), "weight": normal(8), "bias": normal(8)},
+    ),
+    "residual_layer_norm of half": (
+        lambda x, residual, weight: mg.ops.residual_layer_norm(x, residual, weight)[0],
+        lambda n: {"x": normal(n, 8).bfloat16(), "residual": normal(n, 8), "weight": normal(8)},
+    ),
+    "residual_rms_norm": (
+        lambda x, residual, weight: torch.cat(mg.ops.residual_rms_norm(x, residual, weight), -1),
+        lambda n: {"x": normal(n, 8), "residual": normal(n, 8), "weight": normal(8)},
+    ),
+    "bias_gelu": (mg.ops.bias_gelu, lambda n: {"x": normal(2, n, 8), "bias": normal(8)}),
+    "dropout": (
+        lambda x, residual: mg.ops.dropout(x, 0.4, 7, residual),
+        lambda n: {"x": normal(n, 8).bfloat16(), "residual": normal(n, 8)},
+    ),
     "gelu": (mg.ops.gelu, lambda n: {"x": normal(3, n)}),
     "gelu tanh": (lambda x: mg.ops.gelu(x.transpose(0, 1), "tanh"), lambda n: {"x": normal(3, n)}),
 }

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.usefixtures("benchmarks")
         ("swiglu", "4096x(2x1024) forward+backward"),
         ("relu_squared", "4096x1536 forward+backward"),
         ("cross_entropy", "512x50257 forward+backward"),
+        ("dropout", "residual 4096x768 forward+backward"),
     ],
 )
 def test_the_heaviest_shape_stands_where_none_is_asked_for(op: str, shape: str) -> None:
@@ -87,6 +88,7 @@ def test_work_by_pass() -> None:
         ("minigpt::swiglu_backward", [[2, 5, 3], [2, 5, 6]], Work("copy", 5 * 30 * 4)),
         ("minigpt::relu_squared_backward", [[2, 5, 6], [2, 5, 6]], Work("copy", 3 * 60 * 4)),
         ("minigpt::cross_entropy_forward", [[2, 5, 6], [2, 5], [], []], Work("copy", 2 * 60 * 4)),
+        ("minigpt::dropout", [[2, 5, 6], [], [], [1], []], Work("copy", 2 * 60 * 4)),
         ("minigpt::kv_append", [[9, 64, 4, 8]] * 2 + [[2, 3, 4, 8]] * 2, Work("copy", 2 * 2 * 2 * 3 * 4 * 8 * 4)),
         ("minigpt::decode_attention", [[2, 1, 4, 8], [9, 64, 4, 8], [9, 64, 4, 8]], None),
         ("aten::add", [[2, 3], [2, 3]], None),

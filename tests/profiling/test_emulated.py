@@ -163,7 +163,8 @@ def test_every_room(minigpt, monkeypatch, op: str) -> None:
     shapes |= {"decode_attention": "B=1,S=256,H=4,H_kv=4", "attention": "B=1,H=1,T=64,D=64,backward=yes"}
     shapes |= {"gelu": "rows=16,columns=96,approximate=none,backward=yes", "rope": "B=1,T=2,H=6,D=64,backward=yes"}
     shapes |= {"rms_norm": "rows=16,C=384,backward=yes", "swiglu": "rows=6,F=384,backward=yes"}
-    shapes |= {"relu_squared": "rows=16,columns=96,backward=yes", "cross_entropy": "rows=8,V=1280,backward=yes"}
+    shapes |= {"cross_entropy": "rows=8,V=1280,backward=yes"}
+    shapes |= {op: "rows=16,columns=96,backward=yes" for op in ("relu_squared", "dropout")}
     for dtype in ("float32", "bfloat16"):
         arguments = ["--tool", "emulator", "--shape", shapes[op], "--dtype", dtype]
         status, output, errors = minigpt("profile", op, *arguments)
