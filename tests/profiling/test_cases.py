@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("benchmarks")
     "op, shape",
     [
         ("attention", "B1 H12 T1024 D64 fwd+bwd"),
-        ("layer_norm", "4096x768 forward+backward"),
+        ("layer_norm", "residual 4096x768 forward+backward"),
         ("gelu", "erf 4096x1536 forward+backward"),
         ("kv_append", "B16 T256 H12 D64 after 0"),
         ("decode_attention", "B1 S8192 H12 D64"),
@@ -50,7 +50,7 @@ def test_arguments_make_any_shape() -> None:
         ("7x7", "there is no such shape: erf 4096x1536 forward; "),
         (
             "tanh",
-            "several shapes are like that: tanh 4096x1536 forward; tanh 4096x1536 forward[+]backward. Or give any",
+            "several shapes are like that: tanh 4096x1536 forward; tanh 4096x1536 forward[+]backward; bias tanh",
         ),
         ("rows=3", "columns, approximate, backward is missing; expected rows=int,columns=int,approximate=str"),
         ("rows=3,cols=4", "there is no 'cols'; expected rows=int"),
