@@ -89,13 +89,14 @@ uint16_t quantise_int4(const float* w, float* q) {
 // ---- a panel ---------------------------------------------------------------------------------------------------------
 
 // row(n): the K weights of the panel's row n, or null behind the last.
+// A few k at a time: what is written stays in the first cache until all rows have been there.
 template <class Row>
 void pack_fp32(const Row& row, int64_t K, std::byte* out) {
-  for (int64_t n = 0; n < panel_rows; ++n) {
-    const float* w = row(n);
-    float* to = reinterpret_cast<float*>(out) + n;
-    for (int64_t k = 0; k < K; ++k) to[k * panel_rows] = w ? w[k] : 0;
-  }
+  constexpr int64_t some = 16;
+  auto* to = reinterpret_cast<float*>(out);
+  for (int64_t k = 0; k < K; k += some)
+    for (int64_t n = 0; n < panel_rows; ++n)
+      for (int64_t i = k; i < std::min(K, k + some); ++i) to[i * panel_rows + n] = row(n) ? row(n)[i] : 0;
 }
 
 template <class Row>
