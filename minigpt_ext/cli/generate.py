@@ -16,7 +16,7 @@ import typer
 from minigpt_ext.cli.errors import UserError
 from minigpt_ext.decoder import Decoder, perplexity
 from minigpt_ext.generation import stream
-from minigpt_ext.generation.engine import reader_of
+from minigpt_ext.generation.engine import WORTH_PACKING, reader_of
 from minigpt_ext.interop.ends import end_ids
 from minigpt_ext.interop.families import read_config
 from minigpt_ext.interop.pretrained import locate
@@ -92,7 +92,7 @@ def generate(
         WeightFormat | None,
         typer.Option(
             help="On a CPU, how the weights are kept: fp32, the model's own numbers, by default; bf16, int8 and int4 "
-            "take less memory and time and are less exact.",
+            "take less memory and time and are less exact."
         ),
     ] = None,
     text_file: Annotated[
@@ -137,7 +137,7 @@ def generate(
         prompt_ids = _prompt_ids(tokenizer, prompt) if chat is None else _chat_ids(directory, tokenizer, chat, system)
         ids = torch.tensor([prompt_ids], device=place)
         ends = {tokenizer.eos_id, *end_ids(directory)}
-        reader = reader_of(gpt, weights and weights.value)
+        reader = reader_of(gpt, weights and weights.value, max(max_new_tokens, WORTH_PACKING if text_file else 0))
         if text_file is not None:
             typer.echo(_perplexities(gpt, reader, tokenizer, text_file), err=True)
         del gpt  # where a decoder reads, its packed copy is all that is needed

@@ -15,8 +15,13 @@ if TYPE_CHECKING:
     from minigpt_ext.model import GPT, KVCache
 
 
-def reader_of(model: GPT | Decoder, weights: str | None, cache: KVCache | None = None) -> GPT | Decoder:
+WORTH_PACKING = 16  # tokens: a copy of the weights takes the time of several steps of the model itself
+
+
+def reader_of(model: GPT | Decoder, weights: str | None, n_tokens: int, cache: KVCache | None = None) -> GPT | Decoder:
     """What has ``new_cache`` and ``next_logits``: the model, a Decoder made of it now, or the one that was given.
+
+    n_tokens: how many are to be made.
 
     Raises:
         TypeError, ValueError: model is neither, or cannot be read with the weights asked for.
@@ -33,6 +38,8 @@ def reader_of(model: GPT | Decoder, weights: str | None, cache: KVCache | None =
     if weights not in (None, "model", *FORMATS):
         raise ValueError(f"weights must be None, model, {', '.join(FORMATS)}, not {weights!r}")
     if weights == "model":
+        return model
+    if weights is None and n_tokens < WORTH_PACKING:
         return model
     obstacle = _obstacle(model)
     if weights is not None:

@@ -41,10 +41,11 @@ def stream(
 
     The model is in evaluation mode until the iterator is exhausted or closed, and then as it was before.
 
-    On a CPU this call packs the weights for the decode engine: the copy takes a few tokens' time and goes when the
+    On a CPU this call packs the weights for the decode engine: the copy takes several tokens' time and goes when the
     iterator does. Whoever generates often makes one ``Decoder(model)`` and gives it in the model's place. The model
-    steps itself, op by op, on other devices; where ``backend`` or MINIGPT_BACKEND asks for other ops than the kernels;
-    under autocast; where its parameters are not float32; and where it is more than a plain GPT (a subclass, hooks).
+    steps itself, op by op, where fewer than 16 tokens are asked for; on other devices; where ``backend`` or
+    MINIGPT_BACKEND asks for other ops than the kernels; under autocast; where its parameters are not float32; and where
+    it is more than a plain GPT (a subclass, hooks).
 
     Args:
         model: the GPT, or a Decoder of it.
@@ -76,7 +77,7 @@ def stream(
     check_sampling(temperature, top_k)
     if n_ids is not None and (not isinstance(n_ids, int) or isinstance(n_ids, bool) or n_ids < 1):
         raise ValueError(f"n_ids must be a positive integer or None, not {n_ids!r}")
-    reader = reader_of(model, weights, cache)
+    reader = reader_of(model, weights, max_new_tokens, cache)
     if cache is None:
         # the last new token is not fed back
         n_tokens = ids.shape[1] + max(max_new_tokens, 1) - 1

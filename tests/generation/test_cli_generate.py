@@ -12,7 +12,9 @@ import typer
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
+from minigpt_ext.backend import backend
 from minigpt_ext.cli.errors import UserError
+from minigpt_ext.decoder import Decoder, perplexity
 from minigpt_ext.model import GPT, GPTConfig
 from minigpt_ext.tokenizer import CharTokenizer, load_tokenizer
 
@@ -90,6 +92,25 @@ def test_without_a_newline_it_starts_as_after_id_0(tmp_path):
     run = write_run(tmp_path, "xyz")
     expected = expected_text(run, "x", 30, temperature=0)[1:] + "\n"
     assert invoke(run, "--max-new-tokens", "30", "--greedy").stdout == expected
+
+
+@pytest.mark.parametrize("weights", ["fp32", "bf16", "int8", "int4"])
+def test_weights_and_what_they_cost_on_a_text(run, tmp_path, weights):
+    file = tmp_path / "text"
+    file.write_text("a bad cab é fed a bag\n" * 9)
+    arguments = ("--prompt", "a bé", "--max-new-tokens", "20", "--greedy", "--weights", weights)
+    result = invoke(run, *arguments, "--perplexity", str(file))
+    assert result.exit_code == 0
+    model, tokenizer = GPT.from_pretrained(run), load_tokenizer(run)
+    ids = torch.tensor([tokenizer.encode("a bé")])
+    assert result.stdout == tokenizer.decode(model.generate(ids, 20, temperature=0, weights=weights)[0]) + "\n"
+    text = torch.tensor(tokenizer.encode(file.read_text()))
+    own, exact = (perplexity(Decoder(model, each), text) for each in (weights, "fp32"))
+    cost = "" if weights == "fp32" else f"; {exact:.3f} with fp32, {own / exact - 1:+.2%}"
+    told, _, memory = result.stderr.splitlines()
+    assert told == f"perplexity {own:.3f} on {len(text) - 1} tokens of {file}, {weights}{cost}"
+    assert memory.endswith(f"MiB, {weights} on cpu")
+    assert len(invoke(run, *arguments).stderr.splitlines()) == 2
 
 
 def test_one_token(run):
@@ -189,6 +210,27 @@ def test_options_out_of_range_are_wrong_usage(run, arguments):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the device that is asked for")
+def raise_from(run, *arguments):
+    raise invoke(run, *arguments).exception
+
+
+def test_what_the_decode_engine_cannot_do_is_said(run, tmp_path):
+    file = tmp_path / "text"
+    file.write_text("a")
+    (tmp_path / "latin").write_bytes(b"a\xe9")
+    for arguments, message in [
+        (("--perplexity", str(file)), "has 1 tokens, and two are the least"),
+        (("--perplexity", str(tmp_path / "nothing")), "No such file"),
+        (("--perplexity", str(tmp_path / "latin")), "latin is not UTF-8"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            raise_from(run, *arguments)
+    with backend("torch"), pytest.raises(UserError, match="another backend than the kernels"):
+        raise_from(run, "--weights", "int8")
+    with backend("torch"), pytest.raises(UserError, match="--perplexity is for the decode engine"):
+        raise_from(run, "--perplexity", str(file))
+
+
 def test_a_device_that_is_not_there(run):
     result = invoke(run, "--device", "cuda")
     assert isinstance(result.exception, UserError) and "cuda is not available here" in str(result.exception)
