@@ -25,7 +25,7 @@ Tensor decode_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_
 
   Tensor out = empty(q, {q.sizes().begin(), q.sizes().end()}, q.scalar_type());
   if (q.numel() == 0) return out;
-  const DecodeSplits splits = runs_cuda(q) ? decode_splits_cuda(layout) : decode_splits_cpu(layout);
+  const DecodeSplits splits = runs_cuda(q) ? decode_splits_cuda(layout) : decode_splits_cpu(layout, H);
   const int64_t scratch_rows = splits.count > 1 ? rows : 0;
   Tensor partial_out = empty(q, {scratch_rows, H, splits.count, D}, accumulate_type(dtype));
   Tensor partial_stats = empty(q, {scratch_rows, H, splits.count, 2}, accumulate_type(dtype));

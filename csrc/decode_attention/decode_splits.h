@@ -20,12 +20,28 @@ inline DecodeSplits decode_splits(int64_t longest, int64_t tasks, int64_t most, 
   return {std::max<int64_t>(1, (longest + keys - 1) / keys), keys};
 }
 
-// On a CPU the task of one new token takes all heads, see decode_attention_cpu.cpp.
-inline DecodeSplits decode_splits_cpu(const PagedLayout& l) {
+// How a CPU shares a batch besides: one query a key/value head, or few of them, cost what reading the cache costs, and a
+// task takes all heads; many are cut by heads and into chunks.
+struct DecodeCut {
+  int64_t head_ranges, query_chunks;
+};
+inline constexpr int64_t kFewQueries = 4, kManyQueries = 64;
+
+inline DecodeCut decode_cut_cpu(const PagedLayout& l, int64_t H) {
+  int64_t rows = l.query_start ? 0 : l.T;
+  for (int64_t b = 0; l.query_start && b < l.B; ++b)
+    rows = std::max<int64_t>(rows, l.query_start[b + 1] - l.query_start[b]);
+  const int64_t queries = rows * (H / l.H_kv);
+  if (queries <= kFewQueries) return {1, 1};
+  return {l.H_kv, (queries + kManyQueries - 1) / kManyQueries};
+}
+
+inline DecodeSplits decode_splits_cpu(const PagedLayout& l, int64_t H) {
+  const DecodeCut cut = decode_cut_cpu(l, H);
   int64_t longest = 0;
   for (int64_t b = 0; b < l.B; ++b) longest = std::max<int64_t>(longest, l.seq_lens[b]);
-  if (new_token_rows(l) <= l.B) return decode_splits(longest, l.B, kMostDecodeSplitsCpu, 64);
-  return decode_splits(longest, l.B * l.H_kv, kMostDecodeSplitsCpu, 256);
+  return decode_splits(longest, l.B * cut.head_ranges * cut.query_chunks, kMostDecodeSplitsCpu,
+                       cut.head_ranges == 1 ? 64 : 256);
 }
 
 // A GPU's lengths are on the device: what the table could hold counts.
