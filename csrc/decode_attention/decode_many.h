@@ -56,7 +56,7 @@ struct AttendMany {
       find_rows(p.layout, t.b, j0, n, rows);
       pack_keys<Bytes>(keys, static_cast<const C*>(p.k_cache) + t.kv_begin * D, rows, n, D);
       pack_values<Bytes>(values, static_cast<const C*>(p.v_cache) + t.kv_begin * D, rows, n, D, padded);
-      simd::call_from<Gemm<A>, Bytes>(
+      simd::call_dots_from<Gemm<A>, simd::Isa{Bytes, false, false}>(
           GemmParams<A>{t.queries, kTile, D, t.q, padded, 1, keys, kTile, scores, kTile, false});
       for (int64_t i = 0; i < t.queries; ++i) {
         const int64_t position = t.position(i);
@@ -69,7 +69,7 @@ struct AttendMany {
         apply<A, Bytes>(p.rule, t.head(t.kv_begin, i), {row, nullptr, 1, n, kTile, position - j0});
         softmax_tile<A, Bytes, kTile>(row, seen, t.m[i], t.l[i], t.acc + i * padded, padded);
       }
-      simd::call_from<Gemm<A>, Bytes>(
+      simd::call_dots_from<Gemm<A>, simd::Isa{Bytes, false, false}>(
           GemmParams<A>{t.queries, padded, n, scores, kTile, 1, values, padded, t.acc, padded, true});
     }
   }

@@ -179,7 +179,7 @@ void Decoder::attend_cache(int64_t index, int thread) {
                           .splits = 1,
                           .keys_per_split = chunk_.start + chunk_.T};
   if (chunk_.T == 1) {
-    const DecodeSplits splits = decode_splits_cpu(p.layout);
+    const DecodeSplits splits = decode_splits_cpu(p.layout, p.H);
     p.splits = splits.count, p.keys_per_split = splits.keys;
   }
   const int threads = pool_->threads();
