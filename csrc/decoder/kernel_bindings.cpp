@@ -3,10 +3,10 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
-#include <memory>
 #include <optional>
 
 #include "matmul.h"
+#include "memory.h"
 #include "thread_pool.h"
 
 namespace py = pybind11;
@@ -16,17 +16,6 @@ namespace {
 
 using namespace decoder;
 using Array = py::array_t<float, py::array::c_style | py::array::forcecast>;
-
-struct Free {
-  void operator()(std::byte* p) const { std::free(p); }
-};
-using Bytes = std::unique_ptr<std::byte[], Free>;
-
-Bytes allocate(int64_t size) {
-  auto* p = static_cast<std::byte*>(std::aligned_alloc(64, (std::max<int64_t>(size, 1) + 63) / 64 * 64));
-  if (!p) throw std::bad_alloc();
-  return Bytes(p);
-}
 
 WeightFormat format_named(const std::string& name) {
   const std::pair<const char*, WeightFormat> formats[] = {{"fp32", WeightFormat::fp32},
@@ -69,7 +58,7 @@ class Matrix {
       throw py::value_error("bias must have " + std::to_string(matrix_.N) + " elements");
     const int64_t M = x.shape(0);
     Array y({M, matrix_.N});
-    const Bytes input = allocate(input_bytes(matrix_.format, M, matrix_.K));
+    const Memory input = allocate(input_bytes(matrix_.format, M, matrix_.K));
     ThreadPool pool(threads);
     float* out = y.mutable_data();
     const float* b = bias ? bias->data() : nullptr;
@@ -86,7 +75,7 @@ class Matrix {
 
  private:
   PackedMatrix matrix_;
-  Bytes data_;
+  Memory data_;
 };
 
 // `runs` times a sum that every thread adds to, between `barriers` barriers each: how many of the additions a thread
