@@ -173,15 +173,17 @@ struct Backward {
             const int64_t sees = visible(s, i0 + i + part - 1, j0, n_keys).last, rows = round_up(sees, 4);
             const int64_t line = (at + i) * lines;
             if (rows > 0) {
-              P::product({rows, columns, lines, k_rows, width, 1, queries.q_columns + line, kQueries, tile.scores,
-                          kQueries, false});
+              P::scores({rows, columns, lines, k_rows, width, 1, queries.q_columns + line, kQueries, tile.scores,
+                         kQueries, false},
+                        part);
               if (!plain)
                 apply<A, isa.bytes>(
                     p.rule, h,
                     {tile.scores, tile.gains, rows, columns, kQueries, i0 + i + s.S - s.T - j0, -1, A(s.scale)});
               mask_tile<A, isa.bytes>(s, tile.scores, i0 + i, columns, j0, n_keys, rows);
-              P::product({rows, columns, lines, v_rows, width, 1, queries.dout_columns + line, kQueries, tile.dp,
-                          kQueries, false});
+              P::scores({rows, columns, lines, v_rows, width, 1, queries.dout_columns + line, kQueries, tile.dp,
+                         kQueries, false},
+                        part);
               softmax<isa>(p, tile, queries.lse + at + i, queries.delta + at + i, b * s.H + h, i0 + i, columns, i, j0,
                            rows, unit);
               const E* ds = P::pairs ? tile.ds_over : tile.ds;

@@ -117,7 +117,8 @@ struct Forward {
         const int64_t seen = visible(s, first + queries - 1, j0, n_keys).last;  // the last query sees furthest
         if (seen == 0 || visible(s, first, j0, n_keys).first == kKeys) continue;
         const int64_t rows = round_up(seen, 4), columns = round_up(queries, W);
-        P::product({rows, columns, lines, k_rows, width, 1, q_columns + i0 * lines, kQueries, scores, kQueries, false});
+        P::scores({rows, columns, lines, k_rows, width, 1, q_columns + i0 * lines, kQueries, scores, kQueries, false},
+                  queries);
         if (!plain)
           apply<A, isa.bytes>(p.rule, h,
                               {scores, nullptr, rows, columns, kQueries, first + s.S - s.T - j0, -1, A(s.scale)});

@@ -86,17 +86,7 @@ struct Packing {
   // A W x W block is transposed in registers by log2(W) rounds of interleaving its lines.
   static ALWAYS_INLINE void columns(E* to, const T* from, int64_t stride, int64_t n, int64_t D) {
     const int64_t lines = packed(D);
-    if (n == 1) {  // decoding, and the first token: sixteen lines need not be turned for one
-      for (int64_t d = 0; d < lines; d += W) {
-        E line[W];
-        *(V*)line = load(from + d * depth, D - d * depth);
-        for (int64_t r = 0; r < W && d + r < lines; ++r) {
-          *(V*)(to + (d + r) * kQueries) = V{};
-          to[(d + r) * kQueries] = line[r];
-        }
-      }
-      return;
-    }
+    if (n == 1) return rows_along(to, from, stride, 1, 1, D);  // as it is: see scores
     for (int64_t i = 0; i < n; i += W)
       for (int64_t d = 0; d < lines; d += W) {
         V a[W], b[W];
@@ -108,6 +98,26 @@ struct Packing {
         }
         for (int64_t r = 0; r < W && d + r < lines; ++r) *(V*)(to + (d + r) * kQueries + i) = a[r];
       }
+  }
+
+  // The product of rows_along with the columns of n queries. A single one's row is met by dot products: with one lane of W
+  // in use, the sums of a register block would mostly wait for each other.
+  static ALWAYS_INLINE void scores(const GemmParams<E>& g, int64_t n) {
+    if (n > 1) return product(g);
+    using F = simd::Vector<A, isa.bytes>;
+    for (int64_t r = 0; r < g.M; ++r) {
+      F sum = {};
+      for (int64_t d = 0; d < g.K; d += W) {
+        const V a = *(const V*)(g.a + r * g.a_row + d), b = *(const V*)(g.b + d);
+        if constexpr (pairs)
+          sum = simd::dot_bf16<isa>(sum, a, b);
+        else
+          sum += a * b;
+      }
+      F first = {};
+      first[0] = simd::sum(sum);
+      simd::store<isa.bytes>(g.c + r * g.c_row, first);
+    }
   }
 
   static ALWAYS_INLINE void product(const GemmParams<E>& g) { simd::call_dots_from<Gemm<E>, isa>(g); }
