@@ -14,7 +14,7 @@ from minigpt_ext.profiling.ranges import part
 from .checks import check_ids
 from .config import GPTConfig
 from .kv_cache import KVCache
-from .layers import Block, norm_of
+from .layers import Block, Dropout, norm_of
 from .linear import Linear, linear
 from .positions import PositionTables
 
@@ -44,7 +44,7 @@ class GPT(nn.Module):
         with torch.device("meta"):
             self.wte = nn.Embedding(config.vocab_size, config.n_embd)
             self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.positions == "learned" else None
-            self.drop = nn.Dropout(config.dropout)
+            self.drop = Dropout(config.dropout)
             self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
             self.ln_f = norm_of(config)
             self.lm_head = None if config.tied_head else Linear(config.n_embd, config.vocab_size, bias=False)
@@ -116,13 +116,14 @@ class GPT(nn.Module):
                 x = x + self.tables.sinusoids(start, n_tokens, like=x)
             x = self.drop(x)
         place = self.tables.place(start, n_tokens, like=x)
+        branch = None
         for block in self.h:
             with part(block.name):
-                x = block(x, place, cache)
+                x, branch = block(x, branch, place, cache)
         if cache is not None:
             cache.advance(n_tokens)
         with part("ln_f"):
-            return self.ln_f(x)
+            return self.ln_f(x) if branch is None else self.ln_f.add(branch, x)[0]
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) of hidden states (..., C), by the token embedding's weights or, untied, the head's own."""

@@ -8,12 +8,17 @@ from minigpt_ext.profiling.ranges import part
 
 from .config import GPTConfig
 from .kv_cache import KVCache
-from .linear import Linear
+from .linear import Linear, linear
 from .positions import Place
+
+_GELUS = {"gelu": "none", "gelu_tanh": "tanh"}  # the config's names -> torch's
 
 
 class LayerNorm(nn.Module):
-    """LayerNorm over the last dimension, by ``ops.layer_norm``. x (..., C) -> (..., C)."""
+    """LayerNorm over the last dimension, by ``ops.layer_norm``. x (..., C) -> (..., C).
+
+    :meth:`add` first adds what a block's part computed to the residual stream.
+    """
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -23,6 +28,10 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.layer_norm(x, self.weight, self.bias, self.eps)
+
+    def add(self, branch: Tensor, stream: Tensor) -> tuple[Tensor, Tensor]:
+        """The norm of stream + branch, and that sum."""
+        return ops.residual_layer_norm(branch, stream, self.weight, self.bias, self.eps)
 
 
 class RMSNorm(nn.Module):
@@ -35,6 +44,17 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.rms_norm(x, self.weight, self.eps)
+
+    def add(self, branch: Tensor, stream: Tensor) -> tuple[Tensor, Tensor]:
+        """The norm of stream + branch, and that sum."""
+        return ops.residual_rms_norm(branch, stream, self.weight, self.eps)
+
+
+class Dropout(nn.Dropout):
+    """torch's module, by ``ops.dropout``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.dropout(x, self.p) if self.training and self.p > 0 else x
 
 
 def norm_of(config: GPTConfig) -> LayerNorm | RMSNorm:
@@ -62,7 +82,7 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(config.head_dim, config.norm_epsilon) if config.qk_norm else None
         self.window, self.softcap = config.window_of(layer), config.attention_softcap
         self.dropout_p = config.dropout
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, place: Place, cache: KVCache | None = None) -> Tensor:
         # q (B, T, H, D), k, v (B, T, H_kv, D): strided views of one projection (B, T, H + 2 H_kv, D); nothing is copied
@@ -98,10 +118,15 @@ class MLP(nn.Module):
         self.c_fc = Linear(config.n_embd, inner, bias=config.bias in (True, "mlp"))
         self.c_proj = Linear(config.mlp_width, config.n_embd, bias=config.bias in (True, "mlp"))
         self.activation = config.activation
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.c_proj(self.activate(self.c_fc(x))))
+        if self.activation in _GELUS and self.c_fc.bias is not None:
+            x = linear(x, self.c_fc.weight)
+            x = ops.bias_gelu(x, self.c_fc.bias, approximate=_GELUS[self.activation])
+        else:
+            x = self.activate(self.c_fc(x))
+        return self.dropout(self.c_proj(x))
 
     def activate(self, x: Tensor) -> Tensor:
         """The config's activation: (..., F), or (..., 2F) for swiglu, -> (..., F)."""
@@ -109,11 +134,15 @@ class MLP(nn.Module):
             return ops.swiglu(x)
         if self.activation == "relu_squared":
             return ops.relu_squared(x)
-        return ops.gelu(x, approximate="tanh" if self.activation == "gelu_tanh" else "none")
+        return ops.gelu(x, approximate=_GELUS[self.activation])
 
 
 class Block(nn.Module):
-    """One pre-norm transformer block: x + attention(ln_1(x)), then x + mlp(ln_2(x))."""
+    """One pre-norm transformer block: x + attention(ln_1(x)), then x + mlp(ln_2(x)).
+
+    The last sum is left to the norm behind, which makes it in its own pass: a block is handed the stream and what the
+    block before it would add (None where it is the first), and hands on the like.
+    """
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
@@ -123,8 +152,12 @@ class Block(nn.Module):
         self.ln_2 = norm_of(config)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, place: Place, cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self, stream: Tensor, branch: Tensor | None, place: Place, cache: KVCache | None = None
+    ) -> tuple[Tensor, Tensor]:
         with part("attention"):
-            x = x + self.attn(self.ln_1(x), place, cache)
+            x, stream = (self.ln_1(stream), stream) if branch is None else self.ln_1.add(branch, stream)
+            branch = self.attn(x, place, cache)
         with part("mlp"):
-            return x + self.mlp(self.ln_2(x))
+            x, stream = self.ln_2.add(branch, stream)
+            return stream, self.mlp(x)
