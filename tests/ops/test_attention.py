@@ -240,7 +240,7 @@ def test_results_do_not_depend_on_the_number_of_threads(case, dtype, threads):
 
 
 def test_a_query_does_not_depend_on_those_behind_it():
-    """Bit for bit, whatever tile, block or run of queries it falls into; only alone in a block it is added up otherwise."""
+    """Bit for bit, whatever tile or run it falls into; only in a block of one query are scores added up otherwise."""
     inputs, _ = Case(1, 300, 300, 2, 2, 24).inputs()
     whole = mg.ops.attention(**inputs)
     for T in (2, 5, 34, 64, 100, 258):
