@@ -13,7 +13,7 @@ import minigpt_ext
 from minigpt_ext.backend import OPS, why_no_kernels
 from minigpt_ext.cli.errors import UserError
 
-BENCHMARKS = (*OPS, "training", "generation", "tokenizer", "sweep")
+BENCHMARKS = (*OPS, "training", "generation", "decoding", "tokenizer", "sweep")
 FOLDER = Path(minigpt_ext.__file__).resolve().parents[1] / "benchmarks"
 
 

@@ -49,7 +49,7 @@ def quick_run(name: str, folder: Path) -> tuple[str, dict]:
     return result.stdout, told
 
 
-@pytest.mark.parametrize("name", [name for name in BENCHMARKS if name not in ("tokenizer", "sweep")])
+@pytest.mark.parametrize("name", [name for name in BENCHMARKS if name not in ("decoding", "tokenizer", "sweep")])
 def test_benchmark_runs(name: str, tmp_path: Path, threads: int) -> None:
     printed, told = quick_run(name, tmp_path)
     assert CARD <= told["card"].keys() and told["card"]["threads"] == 1
@@ -61,6 +61,31 @@ def test_benchmark_runs(name: str, tmp_path: Path, threads: int) -> None:
         assert all(0 < t["p20_us"] <= t["median_us"] <= t["p80_us"] for t in row["times"].values())
         assert 0 <= row["errors"]["ours"] < 1e-4
         assert row["rate"] > 0 and row["share"] > 0
+
+
+def test_decoding_benchmark_runs(tmp_path: Path, threads: int) -> None:
+    """Beside the engines that are installed; in fp32 it is an error if one of them chooses other tokens."""
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    printed, told = quick_run("decoding", tmp_path)
+    absent = {
+        name
+        for name, module in (("llama.cpp", "llama_cpp"), ("ctranslate2", "ctranslate2"))
+        if importlib.util.find_spec(module) is None
+    }
+    rivals = {
+        "fp32": {"transformers", "ctranslate2", "llama.cpp"},
+        "bf16": {"transformers", "llama.cpp"},
+        "int8": {"ctranslate2", "llama.cpp"},
+        "int4": {"llama.cpp"},
+    }
+    assert all(f"{name} is not installed and left out" in printed for name in absent)
+    rows = iter(told["rows"])
+    for weights, expected in rivals.items():
+        for part in ("decode", "prefill"):
+            row = next(rows)
+            assert f" {weights} {part} " in row["shape"] and row["shape"] in printed
+            assert row["times"].keys() == {"ours"} | expected - absent and row["work_unit"] == "tokens/s"
+            assert row["rate"] > 0
 
 
 def test_tokenizer_benchmark_runs(tmp_path: Path, threads: int) -> None:

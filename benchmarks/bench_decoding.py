@@ -1,0 +1,115 @@
+"""The decode engine beside other engines: `minigpt bench decoding [--quick] [--json FILE]`.
+
+A GPT-2 with random weights, batch 1, greedy; the same prompt, token count and threads for all. Weights in fp32, bf16,
+int8 and int4, each beside the nearest that transformers, CTranslate2 and llama.cpp have. Engines that are not installed
+are named and left out. In fp32 all must choose the same tokens.
+"""
+
+import dataclasses
+import tempfile
+from collections.abc import Container
+from pathlib import Path
+
+import decoding_peers as peers
+import report
+import torch
+from timing import Times
+
+import minigpt_ext as mg
+from minigpt_ext.generation import stream
+
+# Ratios to llama.cpp, and the share of the machine's read bandwidth, for GPT-2 124M.
+GOALS = {"bf16": 1.1, "int8": 1.3, "int4": 1.5}
+SHARE_GOALS = {"bf16": 0.9}
+
+
+def our_peer(decoder: mg.Decoder) -> peers.Peer:
+    def answer(prompt: list[int], n: int) -> peers.Answer:
+        steps = stream(decoder, torch.tensor([prompt]), 1 + n, temperature=0)
+        return peers.timed(lambda _: int(next(steps)), prompt, n)
+
+    return answer
+
+
+def contenders(folder: Path, model: mg.GPT, decoder: mg.Decoder, absent: Container[str]) -> dict[str, peers.Peer]:
+    threads, weights = decoder.threads, decoder.weights
+    made = {"ours": our_peer(decoder)}
+    if "llama.cpp" not in absent:
+        made["llama.cpp"] = peers.llama_cpp_peer(folder, model, weights, threads)
+    if "ctranslate2" not in absent and weights in peers.CTRANSLATE2:
+        made["ctranslate2"] = peers.ctranslate2_peer(folder, weights, threads)
+    if weights in peers.TRANSFORMERS:
+        made["transformers"] = peers.transformers_peer(folder, weights)
+    return made
+
+
+def ask(
+    made: dict[str, peers.Peer], prompt: list[int], n: int, rounds: int
+) -> tuple[dict[str, Times], dict[str, Times], dict[str, list[int]]]:
+    """Prefill and seconds a token of each, in turns; and the tokens they chose."""
+    first: dict[str, list[float]] = {name: [] for name in made}
+    after: dict[str, list[float]] = {name: [] for name in made}
+    tokens = {}
+    order = list(made)
+    for number in range(1 + rounds):
+        for name in order:
+            prefill, decode, tokens[name] = made[name](prompt, n)
+            if number > 0:  # the first is to warm up
+                first[name].append(prefill)
+                after[name].append(decode)
+        order.reverse()
+    prefill, decode = ({name: Times.of(taken) for name, taken in samples.items()} for samples in (first, after))
+    return prefill, decode, tokens
+
+
+def measure(session: report.Session, name: str, config: mg.GPTConfig, absent: Container[str]) -> None:
+    quick = session.options.quick
+    rounds, new_tokens, long = (2, 8, 24) if quick else (5, 128, 256)
+    has_goals = name == "gpt2" and not quick
+    with tempfile.TemporaryDirectory() as folder:
+        model = peers.random_gpt2(config, Path(folder))
+        prompt = torch.randint(config.vocab_size, (long,)).tolist()
+        for weights in mg.Decoder.FORMATS:
+            decoder = mg.Decoder(model, weights)
+            made = contenders(Path(folder), model, decoder, absent)
+            _, decode, tokens = ask(made, prompt[:32], new_tokens, rounds)
+            if weights == "fp32" and (wrong := sorted(key for key in tokens if tokens[key] != tokens["ours"])):
+                raise report.WrongResult(f"decoding {name}: {', '.join(wrong)} chose other tokens than ours")
+            cache_bytes = 2 * 4 * config.n_layer * config.n_kv_head * config.head_dim * (32 + new_tokens / 2)
+            session.add(
+                report.Row(
+                    shape=f"{name} {weights} decode {new_tokens} after 32",
+                    times=decode,
+                    work=1,
+                    work_unit="tokens/s",
+                    ceiling="read",
+                    share=(decoder.weight_bytes + cache_bytes) / decode["ours"].median / session.ceilings["read"],
+                    goals={"llama.cpp": GOALS[weights]} if has_goals and weights in GOALS else {},
+                    share_goal=SHARE_GOALS.get(weights) if has_goals else None,
+                )
+            )
+            prefill, _, _ = ask(made, prompt, 1, rounds)
+            session.add(
+                report.Row(shape=f"{name} {weights} prefill {long}", times=prefill, work=long, work_unit="tokens/s")
+            )
+            del decoder, made
+
+
+def run(session: report.Session) -> None:
+    absent = peers.missing()
+    if "transformers" in absent:  # which makes the models
+        print(f"\ndecoding: left out, transformers is not installed ({absent['transformers']})")
+        return
+    told = [f"{name} is not installed and left out ({how})" for name, how in absent.items()]
+    note = "batch 1, greedy; ms: decode a token, prefill a prompt; a small model stays in the cache and can pass `read`"
+    rivals = [name for name in ("llama.cpp", "ctranslate2", "transformers") if name not in absent]
+    session.begin("decoding", rivals, unit="ms", note="\n".join([*told, note]))
+    if session.options.quick:
+        config = mg.GPTConfig(vocab_size=256, block_size=64, n_layer=2, n_head=2, n_embd=64, activation="gelu_tanh")
+        return measure(session, "2 layers of 64", config, absent)
+    for preset in ("medium", "gpt2"):
+        measure(session, preset, dataclasses.replace(mg.GPTConfig.preset(preset), activation="gelu_tanh"), absent)
+
+
+if __name__ == "__main__":
+    report.main("decoding")
