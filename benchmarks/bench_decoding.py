@@ -9,6 +9,7 @@ import dataclasses
 import tempfile
 from collections.abc import Container
 from pathlib import Path
+from time import sleep
 
 import decoding_peers as peers
 import report
@@ -16,11 +17,13 @@ import torch
 from timing import Times
 
 import minigpt_ext as mg
+from minigpt_ext.decoder import FORMATS
 from minigpt_ext.generation import stream
 
 # Ratios to llama.cpp, and the share of the machine's read bandwidth, for GPT-2 124M.
 GOALS = {"bf16": 1.1, "int8": 1.3, "int4": 1.5}
 SHARE_GOALS = {"bf16": 0.9}
+REST = 0.05  # seconds between two engines: the last one's threads go on spinning for some milliseconds
 
 
 def our_peer(decoder: mg.Decoder) -> peers.Peer:
@@ -53,6 +56,7 @@ def ask(
     order = list(made)
     for number in range(1 + rounds):
         for name in order:
+            sleep(REST)
             prefill, decode, tokens[name] = made[name](prompt, n)
             if number > 0:  # the first is to warm up
                 first[name].append(prefill)
@@ -69,7 +73,7 @@ def measure(session: report.Session, name: str, config: mg.GPTConfig, absent: Co
     with tempfile.TemporaryDirectory() as folder:
         model = peers.random_gpt2(config, Path(folder))
         prompt = torch.randint(config.vocab_size, (long,)).tolist()
-        for weights in mg.Decoder.FORMATS:
+        for weights in FORMATS:
             decoder = mg.Decoder(model, weights)
             made = contenders(Path(folder), model, decoder, absent)
             _, decode, tokens = ask(made, prompt[:32], new_tokens, rounds)

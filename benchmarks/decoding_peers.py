@@ -41,6 +41,7 @@ def random_gpt2(config: GPTConfig, folder: Path) -> GPT:
     """A randomly initialised GPT-2 of transformers, saved in `folder`, as our model."""
     import transformers
 
+    transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(0)
     theirs = transformers.GPT2LMHeadModel(
         transformers.GPT2Config(
@@ -49,6 +50,8 @@ def random_gpt2(config: GPTConfig, folder: Path) -> GPT:
             n_embd=config.n_embd,
             n_layer=config.n_layer,
             n_head=config.n_head,
+            bos_token_id=None,
+            eos_token_id=None,
         )
     )
     theirs.save_pretrained(folder)
