@@ -31,7 +31,7 @@ import tokenizer_cases  # noqa: E402  needs tokenizers
 
 try:
     import xllamacpp  # noqa: F401
-    from llama_cpp import LlamaCpp
+    from llama_server import LlamaCpp
 except ImportError:
     LlamaCpp = None
 needs_llama_cpp = pytest.mark.skipif(LlamaCpp is None, reason="llama.cpp is the oracle: pip install xllamacpp")
