@@ -56,10 +56,10 @@ class LinearFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
         rows, w = x.to(dtype).reshape(-1, x.shape[-1]).contiguous(), weight.to(dtype)
-        y = F.conv2d(_image(rows), w[:, :, None, None], None if bias is None else bias.to(dtype))
+        y = _product(rows, w, None if bias is None else bias.to(dtype))
         ctx.save_for_backward(rows, w)
         ctx.dtypes = x.dtype, weight.dtype, None if bias is None else bias.dtype
-        return _rows(y).view(*x.shape[:-1], -1)
+        return y.view(*x.shape[:-1], -1)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -70,7 +70,7 @@ class LinearFunction(torch.autograd.Function):
         dy = dy.reshape(-1, dy.shape[-1]).contiguous()
         dx = dweight = dbias = None
         if ctx.needs_input_grad[0]:
-            dx = _rows(F.conv2d(_image(dy), weight.t()[:, :, None, None])) if dy.dtype == torch.float32 else dy @ weight
+            dx = _product(dy, weight.t()) if dy.dtype == torch.float32 else dy @ weight
             dx = dx.view(shape).to(x_dtype)
         if ctx.needs_input_grad[1]:
             dweight = _weight_gradient(dy, x).to(weight_dtype)
@@ -79,9 +79,16 @@ class LinearFunction(torch.autograd.Function):
         return dx, dweight, dbias, None
 
 
+def _product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """rows weight^T + bias. Named, for with one thread F.conv2d would choose a convolution that is not oneDNN's."""
+    ones = [1, 1]
+    y = torch.mkldnn_convolution(_image(rows), weight[:, :, None, None], bias, [0, 0], ones, ones, groups=1)
+    return _rows(y)
+
+
 def _weight_gradient(dy: Tensor, x: Tensor) -> Tensor:
     """dy^T x: (N, K) of dy (M, N) and x (M, K)."""
-    if dy.dtype != torch.float32 or min(dy.shape[1], x.shape[1]) < _NARROWEST:
+    if dy.dtype != torch.float32 or min(dy.shape[1], x.shape[1]) < _NARROWEST or torch.get_num_threads() == 1:
         return dy.t() @ x
     shape = dy.shape[1], x.shape[1], 1, 1
     return torch.nn.grad.conv2d_weight(_image(x), shape, _image(dy)).view(shape[:2])

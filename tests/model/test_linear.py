@@ -79,6 +79,20 @@ def test_under_autocast_it_computes_in_bfloat16_and_gives_each_gradient_its_own_
             torch.testing.assert_close(t, expected[name], rtol=0.02, atol=0.02 * largest(expected[name]))
 
 
+@pytest.mark.parametrize("dtype", BOTH)
+def test_one_thread_says_what_two_say_by_the_same_library(dtype, threads):
+    needs(dtype)
+    inputs, dy = case(200, 130, 140, dtype, True)
+    with torch.profiler.profile() as profile:
+        threads(1)
+        one = forward_backward(by_onednn, inputs, dy)
+    assert "aten::_slow_conv2d_forward" not in {event.key for event in profile.key_averages()}
+    threads(2)
+    for name, t in forward_backward(by_onednn, inputs, dy).items():
+        atol = 4 * torch.finfo(dtype).eps * largest(t)
+        torch.testing.assert_close(one[name], t, rtol=0, atol=atol if dtype == torch.bfloat16 else 10 * atol)
+
+
 @pytest.mark.parametrize("wanted", ["x", "weight", "bias"])
 def test_one_gradient_alone(wanted):
     inputs, dy = case(40, 130, 140, torch.float32, True)
