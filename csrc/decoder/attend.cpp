@@ -1,9 +1,10 @@
 // The part of a layer between its first two matrices: queries and keys are normalised and rotated, keys and values go into
-// the cache, and the queries attend.
+// the cache, and the queries attend. With a bf16 cache queries, keys, values and what comes out are rounded to bf16.
 #include <algorithm>
 #include <cmath>
 
 #include "../attention/attention.h"
+#include "../common/simd.h"
 #include "../decode_attention/decode_splits.h"
 #include "../kv_append/kv_append.h"
 #include "../rms_norm/rms_norm.h"
@@ -21,6 +22,15 @@ void deal(int64_t n, int thread, int threads, const F& task) {
     if (i < n) task(i);
   }
 }
+
+// n numbers, from floats to bf16 or back.
+struct Convert {
+  template <int Bytes, class From, class To>
+  static ALWAYS_INLINE void run(const From* from, To* to, int64_t n) {
+    constexpr int W = simd::lanes<float, Bytes>;
+    for (int64_t i = 0; i < n; i += W) simd::store_part<Bytes>(to + i, simd::load_part<Bytes>(from + i, n - i), n - i);
+  }
+};
 
 }  // namespace
 
@@ -73,8 +83,9 @@ void Decoder::place_keys(const Layer& layer, int64_t index, int thread) {
     }
   }
   if (rows) {
+    if (rounded()) round_rows(begin, begin + rows);
     const KvAppendParams append{.layout = layout(/*after=*/false),
-                                .element_size = sizeof(float),
+                                .element_size = keys_.element_size,
                                 .k = keys_.data,
                                 .v = values_.data,
                                 .k_token_stride = keys_.stride,
@@ -88,6 +99,32 @@ void Decoder::place_keys(const Layer& layer, int64_t index, int thread) {
     kv_append_rows_cpu(append, begin, begin + rows);
   }
   pool_->barrier();
+}
+
+void Decoder::round_rows(int64_t begin, int64_t end) {
+  const Shape& s = shape_;
+  for (int64_t row = begin; row < end; ++row) {
+    bfloat16* to = rounded_.data() + row * s.qkv_width();
+    for (const auto& [rows, n] : {std::pair(q_rows_, s.H * s.D), {k_rows_, s.H_kv * s.D}, {v_rows_, s.H_kv * s.D}}) {
+      simd::call<Convert>(static_cast<const float*>(rows.row(row)), to, n);
+      to += n;
+    }
+  }
+}
+
+void* Decoder::attention_out(int64_t row) {
+  const int64_t at = row * shape_.H * shape_.D;
+  return rounded() ? static_cast<void*>(attended_rounded_.data() + at) : attended_.data() + at;
+}
+
+const float* Decoder::attended(int thread) {
+  if (!rounded()) return attended_.data();
+  const int64_t M = chunk_.rows(), width = shape_.H * shape_.D;
+  const bool own = M == 1;
+  const int64_t begin = own ? 0 : begin_of(M, thread) * width, end = own ? width : begin_of(M, thread + 1) * width;
+  float* const to = attended_.data() + (own ? thread * width : 0);
+  simd::call<Convert>(static_cast<const bfloat16*>(attended_rounded_.data() + begin), to + begin, end - begin);
+  return to;
 }
 
 PagedLayout Decoder::layout(bool after) const {
@@ -129,9 +166,9 @@ void Decoder::attend_prompt(int64_t index, int thread) {
     const int64_t b = task % chunk_.B, begin = (runs - 1 - task / chunk_.B) * query_run;
     const int64_t n = std::min(T - begin, query_run), row = b * T;
     const int64_t block = fresh ? 0 : layout(true).block_table[b * cache_->max_blocks];
-    const auto keys = [&](const Rows& own, const void* cache) {
-      return fresh ? own.data + row * own.stride
-                   : static_cast<const float*>(cache) + block * cache_->block_size * token;
+    const auto keys = [&](const Placed& own, const void* cache) {
+      return fresh ? own.row(row)
+                   : static_cast<const std::byte*>(cache) + block * cache_->block_size * token * own.element_size;
     };
     attention_forward_cpu({.shape = {.B = 1,
                                      .T = n,
@@ -144,16 +181,16 @@ void Decoder::attend_prompt(int64_t index, int thread) {
                                      .window = s.windows[index],
                                      .dropout_threshold = 0,
                                      .dropout_scale = 1},
-                           .dtype = DType::f32,
+                           .dtype = cache_->dtype,
                            .rule = {s.attention_softcap, or_null(weights_.alibi_slopes)},
-                           .q = queries_.data + (row + begin) * queries_.stride,
+                           .q = queries_.row(row + begin),
                            .k = keys(keys_, cache_->k[index]),
                            .v = keys(values_, cache_->v[index]),
                            .q_strides = {0, queries_.stride, s.D},
                            .k_strides = {0, fresh ? keys_.stride : token, s.D},
                            .v_strides = {0, fresh ? values_.stride : token, s.D},
                            .seed = nullptr,
-                           .out = attended_.data() + (row + begin) * s.H * s.D,
+                           .out = attention_out(row + begin),
                            .lse = lse_.data() + thread * s.H * query_run});
   });
   pool_->barrier();
@@ -162,7 +199,7 @@ void Decoder::attend_prompt(int64_t index, int thread) {
 void Decoder::attend_cache(int64_t index, int thread) {
   const Shape& s = shape_;
   DecodeAttentionParams p{.layout = layout(/*after=*/true),
-                          .dtype = DType::f32,
+                          .dtype = cache_->dtype,
                           .H = s.H,
                           .scale = 1 / std::sqrt(double(s.D)),
                           .rule = {s.attention_softcap, or_null(weights_.alibi_slopes)},
@@ -173,7 +210,7 @@ void Decoder::attend_cache(int64_t index, int thread) {
                           .q_head_stride = s.D,
                           .k_cache = cache_->k[index],
                           .v_cache = cache_->v[index],
-                          .out = attended_.data(),
+                          .out = attention_out(0),
                           .partial_out = partial_out_.data(),
                           .partial_stats = partial_stats_.data(),
                           .splits = 1,

@@ -80,9 +80,10 @@ void load(Decoder& self, const std::string& name, const Floats& values) {
 }
 
 // The tensors of a KVCache, by their addresses. The caller keeps them alive, and has checked their shapes.
-Cache cache_of(const std::vector<uintptr_t>& k, const std::vector<uintptr_t>& v, uintptr_t block_table, int64_t B,
-               int64_t max_blocks, int64_t block_size, int64_t n_blocks) {
-  Cache cache{.n_blocks = n_blocks,
+Cache cache_of(const std::string& dtype, const std::vector<uintptr_t>& k, const std::vector<uintptr_t>& v,
+               uintptr_t block_table, int64_t B, int64_t max_blocks, int64_t block_size, int64_t n_blocks) {
+  Cache cache{.dtype = named<DType>(dtype, {{"fp32", DType::f32}, {"bf16", DType::bf16}}),
+              .n_blocks = n_blocks,
               .block_size = block_size,
               .B = B,
               .max_blocks = max_blocks,
@@ -120,8 +121,8 @@ void read(Decoder& self, const py::array_t<int64_t, py::array::c_style>& ids, co
 void bind_decoder(py::module_& m) {
   using namespace py::literals;
   py::class_<Cache>(m, "DecoderCache", "A KVCache's memory, as the decode engine sees it.")
-      .def(py::init(&cache_of), "k"_a, "v"_a, "block_table"_a, "batch_size"_a, "max_blocks"_a, "cache_block"_a,
-           "n_blocks"_a);
+      .def(py::init(&cache_of), "dtype"_a, "k"_a, "v"_a, "block_table"_a, "batch_size"_a, "max_blocks"_a,
+           "cache_block"_a, "n_blocks"_a);
   py::class_<Decoder>(m, "Decoder", "The decode engine; minigpt_ext.decoder is its face.")
       .def(py::init(&make_decoder), "config"_a, "weights"_a, "threads"_a)
       .def("load", &load, "name"_a, "values"_a.noconvert(), "Packs or copies a parameter or a table.")

@@ -34,6 +34,8 @@ Decoder::Decoder(const Shape& shape, WeightFormat format, int threads)
     k_.resize(rows * s.H_kv * s.D);
   }
   attended_.resize(rows * s.H * s.D);
+  rounded_.resize(rows * s.qkv_width());
+  attended_rounded_.resize(rows * s.H * s.D);
   inner_.resize(rows * s.F);
   if (s.activation == Activation::swiglu) gated_.resize(rows * 2 * s.F);
   partial_out_.resize(partial_rows * s.H * s.D);
@@ -70,7 +72,8 @@ int64_t Decoder::buffer_bytes() const {
   for (const Numbers* each : {&x_, &normed_, &stats_, &qkv_, &q_, &k_, &attended_, &product_, &inner_, &gated_,
                               &partial_out_, &partial_stats_, &lse_})
     floats += int64_t(each->size());
-  return floats * 4 + input_bytes_ + threads() * own_input_bytes_ + 3 * 4 * max_rows;
+  const int64_t halves = int64_t(rounded_.size() + attended_rounded_.size());
+  return floats * 4 + halves * 2 + input_bytes_ + threads() * own_input_bytes_ + 3 * 4 * max_rows;
 }
 
 void Decoder::read(const Chunk& chunk, const Cache& cache, const Logits& logits) {
@@ -83,9 +86,16 @@ void Decoder::read(const Chunk& chunk, const Cache& cache, const Logits& logits)
   }
   const bool moved = shape_.qk_norm || shape_.rope_half;
   const int64_t width = shape_.qkv_width(), q_width = shape_.H * shape_.D, k_width = shape_.H_kv * shape_.D;
-  queries_ = moved ? Rows{q_.data(), q_width} : Rows{qkv_.data(), width};
-  keys_ = moved ? Rows{k_.data(), k_width} : Rows{qkv_.data() + q_width, width};
-  values_ = {qkv_.data() + q_width + k_width, width};
+  q_rows_ = moved ? Rows{q_.data(), q_width} : Rows{qkv_.data(), width};
+  k_rows_ = moved ? Rows{k_.data(), k_width} : Rows{qkv_.data() + q_width, width};
+  v_rows_ = {qkv_.data() + q_width + k_width, width};
+  const auto placed = [&](const Rows<float>& rows, int64_t offset) -> Placed {
+    if (rounded()) return {reinterpret_cast<const std::byte*>(rounded_.data() + offset), width, sizeof(bfloat16)};
+    return {reinterpret_cast<const std::byte*>(rows.data), rows.stride, sizeof(float)};
+  };
+  queries_ = placed(q_rows_, 0);
+  keys_ = placed(k_rows_, q_width);
+  values_ = placed(v_rows_, q_width + k_width);
   pool_->run([&](int thread) {
     const Alone alone;  // what is called of the ops' kernels runs on this thread
     embed(thread);
@@ -169,7 +179,7 @@ void Decoder::attention_block(const Layer& layer, int64_t index, int thread) {
   pool_->barrier();
   place_keys(layer, index, thread);
   attend(index, thread);
-  add_product(layer.attention_out, input_of(attended_.data(), M, shape_.H * shape_.D, nullptr, thread), thread);
+  add_product(layer.attention_out, input_of(attended(thread), M, shape_.H * shape_.D, nullptr, thread), thread);
 }
 
 void Decoder::activate(float* y, int64_t n) const {

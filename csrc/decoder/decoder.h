@@ -25,7 +25,7 @@ namespace minigpt::decoder {
 
 // A KVCache: keys and values of each layer (n_blocks, block_size, H_kv, D), and which blocks a sequence's tokens are in.
 struct Cache {
-  DType dtype;
+  DType dtype;  // f32 or bf16
   std::vector<void*> k, v;
   int64_t n_blocks, block_size, B, max_blocks;
   const int32_t* block_table;  // (B, max_blocks)
@@ -69,10 +69,20 @@ class Decoder {
   std::mutex& mutex() { return mutex_; }  // one caller at a time
 
  private:
-  // Strides of queries or of new keys and values, in floats.
+  // Queries, or new keys or values, of every row; stride: from one row to the next, in elements.
+  template <class T>
   struct Rows {
-    const float* data;
-    int64_t stride;  // from one row to the next
+    T* data;
+    int64_t stride;
+
+    T* row(int64_t i) const { return data + i * stride; }
+  };
+  // What attention reads: of the cache's type.
+  struct Placed {
+    const std::byte* data;
+    int64_t stride, element_size;
+
+    const std::byte* row(int64_t i) const { return data + i * stride * element_size; }
   };
 
   void check_process() const;
@@ -82,9 +92,12 @@ class Decoder {
   void mlp_block(const Layer& layer, int thread);
   void head(int thread);
   void place_keys(const Layer& layer, int64_t index, int thread);
+  void round_rows(int64_t begin, int64_t end);
   void attend(int64_t index, int thread);
   void attend_prompt(int64_t index, int thread);
   void attend_cache(int64_t index, int thread);
+  void* attention_out(int64_t row);
+  const float* attended(int thread);  // as floats; of one row every thread has its own copy
   PagedLayout layout(bool after) const;
 
   // The input of a matrix, made of M rows of x (stride K), through a norm if there is one. No barrier behind it.
@@ -104,19 +117,22 @@ class Decoder {
 
   // Buffers, made once: rows are max_rows, or one a thread.
   int64_t buffer_rows_, input_bytes_ = 0, own_input_bytes_ = 0;
-  Numbers x_, normed_, stats_;           // (rows, C), (rows, C), (rows, 2 + H): the residual stream and its norm
-  Numbers qkv_, q_, k_, attended_;       // (rows, (H + 2 H_kv) D), (rows, H D), (rows, H_kv D), (rows, H D)
-  Numbers product_, inner_, gated_;      // (rows, C), (rows, F), (rows, 2 F)
-  Numbers partial_out_, partial_stats_;  // of decode attention, where a long cache is cut into runs
-  Numbers lse_;                          // of attention: (threads, H, query_run)
-  Memory input_, own_input_;             // the input of a matrix; one for each thread where there is one row
+  Numbers x_, normed_, stats_;      // (rows, C), (rows, C), (rows, 2 + H): the residual stream and its norm
+  Numbers qkv_, q_, k_, attended_;  // (rows, (H + 2 H_kv) D), (rows, H D), (rows, H_kv D), (rows, H D)
+  std::vector<bfloat16> rounded_, attended_rounded_;  // (rows, (H + 2 H_kv) D), (rows, H D), for a bf16 cache
+  Numbers product_, inner_, gated_;                   // (rows, C), (rows, F), (rows, 2 F)
+  Numbers partial_out_, partial_stats_;               // of decode attention, where a long cache is cut into runs
+  Numbers lse_;                                       // of attention: (threads, H, query_run)
+  Memory input_, own_input_;  // the input of a matrix; one for each thread where there is one row
   std::vector<int32_t> positions_, seq_lens_, seq_lens_after_;
 
   // The call at hand.
   Chunk chunk_{};
   const Cache* cache_ = nullptr;
   Logits logits_{};
-  Rows queries_{}, keys_{}, values_{};
+  bool rounded() const { return cache_->dtype == DType::bf16; }
+  Rows<float> q_rows_{}, k_rows_{}, v_rows_{};
+  Placed queries_{}, keys_{}, values_{};
 };
 
 }  // namespace minigpt::decoder

@@ -60,7 +60,8 @@ class Weights {
 
   // Packs or copies values (rows, columns), a parameter by its name in the model's state_dict; of a vector rows is 1. The
   // tables that a config determines have names too: "cos", "sin" (positions, rope_half), "added" (positions, C) and
-  // "alibi_slopes". Throws std::invalid_argument for an unknown name or another shape.
+  // "alibi_slopes". Throws std::invalid_argument for an unknown name, another shape, or a matrix that is not finite where
+  // the format is one of integers.
   void load(const std::string& name, const float* values, int64_t rows, int64_t columns, ThreadPool& pool);
 
   // Names of what has not been loaded yet.

@@ -14,7 +14,7 @@ import torch
 import typer
 
 from minigpt_ext.cli.errors import UserError
-from minigpt_ext.decoder import Decoder, perplexity
+from minigpt_ext.decoder import CACHE_DTYPES, Decoder, perplexity
 from minigpt_ext.generation import stream
 from minigpt_ext.generation.engine import WORTH_PACKING, reader_of
 from minigpt_ext.interop.ends import end_ids
@@ -46,6 +46,13 @@ class WeightFormat(str, Enum):
     bf16 = "bf16"
     int8 = "int8"
     int4 = "int4"
+
+
+class CacheFormat(str, Enum):
+    """What --cache takes."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
 
 
 def generate(
@@ -95,13 +102,21 @@ def generate(
             "take less memory and time and are less exact."
         ),
     ] = None,
+    cache_format: Annotated[
+        CacheFormat | None,
+        typer.Option(
+            "--cache",
+            help="On a CPU, how the keys and values of the tokens so far are kept: by default fp32 with fp32 weights "
+            "and bf16 with others; bf16 takes half the memory, and less time where the context is long.",
+        ),
+    ] = None,
     text_file: Annotated[
         Path | None,
         typer.Option(
             "--perplexity",
             metavar="FILE",
-            help="On a CPU: also tell, on standard error, the model's perplexity on this text, and what --weights adds "
-            "to it.",
+            help="On a CPU: also tell, on standard error, the model's perplexity on this text, and what --weights "
+            "and --cache add to it.",
         ),
     ] = None,
 ) -> None:
@@ -137,11 +152,19 @@ def generate(
         prompt_ids = _prompt_ids(tokenizer, prompt) if chat is None else _chat_ids(directory, tokenizer, chat, system)
         ids = torch.tensor([prompt_ids], device=place)
         ends = {tokenizer.eos_id, *end_ids(directory)}
-        reader = reader_of(gpt, weights and weights.value, max(max_new_tokens, WORTH_PACKING if text_file else 0))
+        wanted = max_new_tokens if text_file is None and cache_format is None else max(max_new_tokens, WORTH_PACKING)
+        reader = reader_of(gpt, weights and weights.value, wanted)
+        dtype = cache_format and CACHE_DTYPES[cache_format.value]
         if text_file is not None:
-            typer.echo(_perplexities(gpt, reader, tokenizer, text_file), err=True)
+            typer.echo(_perplexities(gpt, reader, tokenizer, text_file, dtype), err=True)
         del gpt  # where a decoder reads, its packed copy is all that is needed
-        cache = reader.new_cache(1, min(ids.shape[1] + max_new_tokens, reader.config.block_size))
+        max_tokens = min(ids.shape[1] + max_new_tokens, reader.config.block_size)
+        if isinstance(reader, Decoder):
+            cache = reader.new_cache(1, max_tokens, dtype=dtype)
+        elif dtype is None:
+            cache = reader.new_cache(1, max_tokens)
+        else:
+            raise ValueError("--cache is for the decode engine: it needs a CPU, and the kernels as backend")
         steps = stream(
             reader,
             ids,
@@ -247,15 +270,18 @@ def _memory(reader: GPT | Decoder, cache: KVCache) -> str:
     cached = f"cache {cache.nbytes / MIB:.1f} MiB"
     if isinstance(reader, Decoder):
         sizes = f"weights {reader.weight_bytes / MIB:.1f} MiB, buffers {reader.buffer_bytes / MIB:.1f} MiB, {cached}"
-        return f"{sizes}, {reader.weights} on cpu"
+        kept = next(name for name, dtype in CACHE_DTYPES.items() if dtype == cache.k[0].dtype)
+        return f"{sizes} in {kept}, {reader.weights} on cpu"
     weights = sum(parameter.nbytes for parameter in reader.parameters())
     weight = reader.wte.weight
     dtype = str(weight.dtype).removeprefix("torch.")
     return f"weights {weights / MIB:.1f} MiB, {cached}, {dtype} on {weight.device.type}"
 
 
-def _perplexities(gpt: GPT, reader: GPT | Decoder, tokenizer: Tokenizer, path: Path) -> str:
-    """What the model thinks of a text, and what the decoder's format costs of that."""
+def _perplexities(
+    gpt: GPT, reader: GPT | Decoder, tokenizer: Tokenizer, path: Path, cache_dtype: torch.dtype | None
+) -> str:
+    """What the model thinks of a text, and what the decoder's formats cost of that."""
     if not isinstance(reader, Decoder):
         raise ValueError("--perplexity is for the decode engine: it needs a CPU, and the kernels as backend")
     try:
@@ -267,8 +293,8 @@ def _perplexities(gpt: GPT, reader: GPT | Decoder, tokenizer: Tokenizer, path: P
     if len(ids) < 2:
         raise ValueError(f"--perplexity: {path} has {len(ids)} tokens, and two are the least")
     told = f"perplexity {{:.3f}} on {len(ids) - 1} tokens of {path}, {reader.weights}"
-    own = perplexity(reader, ids)
-    if reader.weights == "fp32":
+    own = perplexity(reader, ids, cache_dtype=cache_dtype)
+    if reader.weights == "fp32" and cache_dtype in (None, torch.float32):
         return told.format(own)
     exact = perplexity(Decoder(gpt), ids)
     return f"{told.format(own)}; {exact:.3f} with fp32, {own / exact - 1:+.2%}"

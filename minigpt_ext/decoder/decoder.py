@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from minigpt_ext.model import GPT
 
 FORMATS = ("fp32", "bf16", "int8", "int4")
+CACHE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_CACHE_NAMES = {dtype: name for name, dtype in CACHE_DTYPES.items()}
 
 
 class Decoder:
@@ -26,10 +29,11 @@ class Decoder:
     works: its buffers are made here, a cache by :meth:`new_cache`.
 
     Accuracy: fp32 gives the model's logits within 1e-4 of the largest (measured: 1e-6). Otherwise activations are
-    rounded too, to bf16, or to int8 where weights are int8 or int4; sums are float. |difference| / |logits| was, at
-    worst, 0.007 with bf16, 0.026 with int8 and 0.27 with int4, on random models of all variants, whose logits are more
-    sensitive than a trained one's; tests/decoder/decoder_check.py has the bounds. What a format costs on a text is told
-    by :func:`perplexity`.
+    rounded too, to bf16, or to int8 where weights are int8 or int4, and the cache is bf16 (see :meth:`new_cache`); sums
+    are float. |difference| / |logits| was, at worst, 0.015 with bf16, 0.047 with int8 and 0.51 with int4, on some 250
+    random models of all variants up to n_embd 128, whose logits are more sensitive than a trained one's (median: 0.006,
+    0.021, 0.22); 0.007 with fp32 weights and a bf16 cache. tests/decoder/decoder_check.py has the bounds. What a format
+    costs on a text is told by :func:`perplexity`.
 
     Calls from several threads are served one after the other. A forked process must make a decoder of its own.
 
@@ -47,7 +51,8 @@ class Decoder:
 
     Raises:
         TypeError, ValueError: an argument is of the wrong kind or out of range, the model is not on the CPU, or it has
-            other parameters than its config says.
+            other parameters than its config says; a matrix holds inf or NaN and the format is int8 or int4 (fp32 and
+            bf16 carry them).
     """
 
     def __init__(self, model: GPT, weights: str = "fp32", threads: int | None = None) -> None:
@@ -88,10 +93,23 @@ class Decoder:
     def buffer_bytes(self) -> int:
         return self._engine.buffer_bytes
 
-    def new_cache(self, batch_size: int, max_tokens: int | None = None) -> KVCache:
-        """An empty fp32 cache, for block_size tokens a sequence by default."""
+    def new_cache(self, batch_size: int, max_tokens: int | None = None, *, dtype: torch.dtype | None = None) -> KVCache:
+        """An empty cache, for block_size tokens a sequence by default.
+
+        Args:
+            dtype: of keys and values, torch.float32 or torch.bfloat16: half the memory and, where the context is long,
+                less time, for what rounding queries, keys, values and the attention's output to 8 bits costs. By
+                default float32 with fp32 weights and bfloat16 with the others, which round the activations as much.
+
+        Raises:
+            ValueError: as :class:`KVCache`; or dtype is another.
+        """
+        if dtype is None:
+            dtype = torch.float32 if self.weights == "fp32" else torch.bfloat16
+        if dtype not in _CACHE_NAMES:
+            raise ValueError(f"dtype must be {_or(CACHE_DTYPES.values())}, or None, not {dtype!r}")
         max_tokens = self.config.block_size if max_tokens is None else max_tokens
-        return KVCache(self.config, batch_size, max_tokens, dtype=torch.float32, device="cpu")
+        return KVCache(self.config, batch_size, max_tokens, dtype=dtype, device="cpu")
 
     def next_logits(self, ids: Tensor, cache: KVCache) -> Tensor:
         """Logits (B, V), fp32, for what follows the last of ids (B, T), which follow the tokens the cache holds.
@@ -124,6 +142,7 @@ class Decoder:
         cache.begin(n_tokens)
         self._reach(cache.length + n_tokens)
         view = _C.DecoderCache(
+            _CACHE_NAMES[cache.k[0].dtype],
             [k.data_ptr() for k in cache.k],
             [v.data_ptr() for v in cache.v],
             cache.block_table.data_ptr(),
@@ -141,10 +160,11 @@ class Decoder:
             raise TypeError(f"cache must be a KVCache, not {type(cache).__name__}")
         k, config = cache.k[0], self.config
         shape = config.n_layer, config.n_kv_head, config.head_dim
-        if (len(cache.k), *k.shape[2:]) != shape or k.dtype != torch.float32 or k.device.type != "cpu":
+        if (len(cache.k), *k.shape[2:]) != shape or k.dtype not in _CACHE_NAMES or k.device.type != "cpu":
             raise ValueError(
-                f"cache must hold {shape[0]} layers of {shape[1]} heads of {shape[2]}, float32 on the CPU, not "
-                f"{len(cache.k)} of {k.shape[2]} of {k.shape[3]}, {k.dtype} on {k.device}; new_cache makes one"
+                f"cache must hold {shape[0]} layers of {shape[1]} heads of {shape[2]}, {_or(CACHE_DTYPES.values())} "
+                f"on the CPU, not {len(cache.k)} of {k.shape[2]} of {k.shape[3]}, {k.dtype} on {k.device}; new_cache "
+                "makes one"
             )
         if cache.batch_size != ids.shape[0]:
             raise ValueError(f"cache is for {cache.batch_size} sequences, and ids holds {ids.shape[0]}")
@@ -164,6 +184,10 @@ class Decoder:
 
     def _load(self, name: str, tensor: Tensor) -> None:
         self._engine.load(name, tensor.detach().float().contiguous().numpy())
+
+
+def _or(choices: Iterable[Any]) -> str:
+    return " or ".join(str(each) for each in choices)
 
 
 def _shape_of(model: GPT) -> dict[str, Any]:

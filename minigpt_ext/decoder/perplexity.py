@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -10,7 +11,7 @@ from .decoder import Decoder
 _TOKENS_A_CALL = 64  # their logits are in memory at once
 
 
-def perplexity(decoder: Decoder, ids: Tensor) -> float:
+def perplexity(decoder: Decoder, ids: Tensor, *, cache_dtype: torch.dtype | None = None) -> float:
     """e to the mean cross-entropy, in nats a token, of ids[1], ids[2], ... each after those before it.
 
     Contexts do not overlap: the text is read in runs of block_size + 1 tokens, the last of one the first of the next.
@@ -18,14 +19,15 @@ def perplexity(decoder: Decoder, ids: Tensor) -> float:
     Args:
         decoder: of the model and in the format to judge.
         ids: (n,), two tokens at least, int64 or int32.
+        cache_dtype: of the keys and values; as :meth:`Decoder.new_cache`.
 
     Raises:
-        ValueError: ids has another shape, or fewer than two tokens.
+        ValueError: ids has another shape, or fewer than two tokens; cache_dtype is another.
     """
     if not isinstance(ids, Tensor) or ids.ndim != 1 or len(ids) < 2:
         raise ValueError(f"ids must be a tensor (n,) of two tokens at least, not {tuple(getattr(ids, 'shape', ()))}")
     block = decoder.config.block_size
-    cache = decoder.new_cache(1, min(block, len(ids)))
+    cache = decoder.new_cache(1, min(block, len(ids)), dtype=cache_dtype)
     total = 0.0
     for begin in range(0, len(ids) - 1, block):
         run = ids[begin : begin + block + 1]

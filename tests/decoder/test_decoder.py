@@ -7,13 +7,18 @@ from model.test_variants import VARIANTS
 from test_simd import LEVELS, TESTS, cpu_levels, run
 
 import minigpt_ext as mg
-from minigpt_ext.decoder import FORMATS, Decoder, perplexity
+from minigpt_ext.decoder import CACHE_DTYPES, FORMATS, Decoder, perplexity
 
 
 @pytest.mark.parametrize("weights", FORMATS)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_logits_are_the_models(variant, weights):
     check(variant, weights, threads=2)
+
+
+@pytest.mark.parametrize("weights", FORMATS)
+def test_a_wider_model(weights):
+    check("all modern", weights, threads=2, n_embd=96)
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -51,12 +56,13 @@ def test_logits_are_those_of_transformers(kind, tmp_path):
 
 @pytest.mark.parametrize("weights", FORMATS)
 @pytest.mark.parametrize("variant", ["all modern", "alibi, window and soft-cap", "biases of qkv", "sinusoidal"])
-def test_one_call_chunks_and_single_tokens_agree(variant, weights):
+@pytest.mark.parametrize("dtype", CACHE_DTYPES.values(), ids=CACHE_DTYPES)
+def test_one_call_chunks_and_single_tokens_agree(variant, weights, dtype):
     """Attention adds up in another order in each; that rounds a few activations of 8 bits the other way."""
     decoder, ids = Decoder(random_model(variant), weights, threads=2), random_ids(3, 40)
-    exact = decoder.logits(ids)
+    exact = decoder.logits(ids, decoder.new_cache(3, dtype=dtype))
     for pieces in ([1] * 40, [11, 9, *[1] * 20], [39, 1], [1, 39]):
-        cache = decoder.new_cache(3)
+        cache = decoder.new_cache(3, dtype=dtype)
         parts = [decoder.logits(part, cache) for part in ids.split(pieces, dim=1)]
         assert relative(torch.cat(parts, dim=1), exact) <= {"fp32": 1e-6, "bf16": 3e-3}.get(weights, 1e-2)
         cache.reset()
@@ -95,6 +101,23 @@ def test_the_cache_is_the_models_own():
             for i, part in enumerate(ids.split([9, 7, 1, 1, 5, 1, 12, 2, 1, 1], dim=1))
         ]
     assert relative(torch.cat(parts, dim=1), exact) <= 2e-6
+
+
+@pytest.mark.parametrize("variant", ["all modern", "gqa"])
+def test_a_bf16_cache_holds_the_keys_and_values_rounded(variant):
+    decoder, ids = Decoder(random_model(variant), threads=2), random_ids(2, 40)
+    exact, rounded = (decoder.new_cache(2, dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
+    for part in ids.split([17, 1, 22], dim=1):
+        for cache in (exact, rounded):
+            decoder.next_logits(part, cache)
+    assert rounded.nbytes == exact.nbytes // 2
+    assert torch.equal(rounded.k[0], exact.k[0].bfloat16()) and torch.equal(rounded.v[0], exact.v[0].bfloat16())
+
+
+def test_default_caches():
+    for weights in FORMATS:
+        cache = Decoder(random_model(), weights).new_cache(1)
+        assert cache.k[0].dtype == cache.v[2].dtype == (torch.float32 if weights == "fp32" else torch.bfloat16)
 
 
 @pytest.mark.parametrize("weights", FORMATS)

@@ -17,7 +17,7 @@ import minigpt_ext as mg
 from minigpt_ext.backend import backend
 from minigpt_ext.decoder import FORMATS, Decoder
 from minigpt_ext.generation import stream
-from minigpt_ext.generation.engine import reader_of
+from minigpt_ext.generation.engine import WORTH_PACKING, reader_of
 
 
 @pytest.mark.parametrize("options", [dict(temperature=0), dict(seed=3), dict(seed=3, top_k=5, temperature=0.7)])
@@ -42,7 +42,7 @@ def test_every_format_generates_what_its_logits_say(weights):
 
 def test_when_the_model_steps_itself():
     model = random_model()
-    assert reader_of(model, None, 15) is model and reader_of(model, "model", 99) is model
+    assert reader_of(model, None, WORTH_PACKING - 1) is model and reader_of(model, "model", 99) is model
     with backend("torch"):
         assert reader_of(model, None, 99) is model
         with pytest.raises(ValueError, match="weights='int8' is for the decode engine, and another backend than the"):
@@ -52,7 +52,7 @@ def test_when_the_model_steps_itself():
     hook = model.h[1].register_forward_hook(lambda *_: None)
     assert reader_of(model, None, 99) is model
     hook.remove()
-    assert isinstance(reader_of(model, None, 99), Decoder)
+    assert isinstance(reader_of(model, None, WORTH_PACKING), Decoder)
     assert isinstance(reader_of(model, "int4", 1), Decoder)
     assert reader_of(model.to(torch.bfloat16), None, 99) is model
 
@@ -85,6 +85,20 @@ def test_wrong_arguments(arguments, error, message):
         Decoder(**dict(model=random_model()) | arguments)
 
 
+@pytest.mark.parametrize("bad", [float("inf"), float("nan"), -float("inf")])
+@pytest.mark.parametrize("name", ["wte.weight", "h.1.mlp.c_fc.weight", "h.2.attn.c_proj.weight"])
+def test_integers_have_no_inf_and_no_nan(name, bad):
+    model = random_model("swiglu")
+    with torch.no_grad():
+        model.get_parameter(name)[-1, 7] = bad
+    for weights in ("int8", "int4"):
+        with pytest.raises(ValueError, match=f"{name} holds inf or NaN, which {weights} has no numbers for"):
+            Decoder(model, weights, threads=2)
+    for weights in ("fp32", "bf16"):
+        logits = Decoder(model, weights).next_logits(random_ids(1, 2), model.new_cache(1))
+        assert not logits.isfinite().all()
+
+
 def test_wrong_calls():
     decoder = Decoder(random_model())
     cache = decoder.new_cache(2)
@@ -100,8 +114,10 @@ def test_wrong_calls():
     assert cache.length == 0
     with pytest.raises(TypeError, match="cache must be a KVCache, not dict"):
         decoder.next_logits(random_ids(2, 1), {})
-    with pytest.raises(ValueError, match=r"cache must hold 3 layers of 4 heads of 6, float32 .* torch.bfloat16 on cpu"):
-        decoder.next_logits(random_ids(2, 1), mg.KVCache(decoder.config, 2, 9, dtype=torch.bfloat16))
+    with pytest.raises(ValueError, match=r"3 layers of 4 heads of 6, .*float32 or .*bfloat16 on .*, .*float16 on cpu"):
+        decoder.next_logits(random_ids(2, 1), mg.KVCache(decoder.config, 2, 9, dtype=torch.float16))
+    with pytest.raises(ValueError, match="dtype must be torch.float32 or torch.bfloat16, or None, not torch.float16"):
+        decoder.new_cache(1, dtype=torch.float16)
     with pytest.raises(ValueError, match="weights must be None or the decoder's own, 'fp32', not 'int8'"):
         stream(decoder, random_ids(1, 1), 3, weights="int8")
     model = random_model()

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from minigpt_ext.backend import backend
 from minigpt_ext.cli.errors import UserError
-from minigpt_ext.decoder import Decoder, perplexity
+from minigpt_ext.decoder import CACHE_DTYPES, Decoder, perplexity
 from minigpt_ext.model import GPT, GPTConfig
 from minigpt_ext.tokenizer import CharTokenizer, load_tokenizer
 
@@ -59,7 +59,7 @@ def test_stdout_is_the_text_and_stderr_the_timings(run):
     assert result.stdout == expected_text(run, "a bé", 40, temperature=0.8, seed=3) + "\n"
     speed, memory = result.stderr.splitlines()
     assert speed.startswith("4 prompt tokens, 40 new; first token after ") and speed.endswith(" tokens/s")
-    assert memory == "weights 0.0 MiB, buffers 0.3 MiB, cache 0.0 MiB, fp32 on cpu; seed 3"
+    assert memory == "weights 0.0 MiB, buffers 0.3 MiB, cache 0.0 MiB in fp32, fp32 on cpu; seed 3"
 
 
 def test_seeds(run):
@@ -109,8 +109,28 @@ def test_weights_and_what_they_cost_on_a_text(run, tmp_path, weights):
     cost = "" if weights == "fp32" else f"; {exact:.3f} with fp32, {own / exact - 1:+.2%}"
     told, _, memory = result.stderr.splitlines()
     assert told == f"perplexity {own:.3f} on {len(text) - 1} tokens of {file}, {weights}{cost}"
-    assert memory.endswith(f"MiB, {weights} on cpu")
+    assert memory.endswith(f"MiB in {'fp32' if weights == 'fp32' else 'bf16'}, {weights} on cpu")
     assert len(invoke(run, *arguments).stderr.splitlines()) == 2
+
+
+@pytest.mark.parametrize("cache", CACHE_DTYPES)
+def test_the_cache_and_what_it_costs_on_a_text(tmp_path, cache):
+    run = write_run(tmp_path, "abcdefg\n")
+    file = tmp_path / "text"
+    file.write_text("a bad cab fed a bag\n".replace(" ", "") * 9)
+    arguments = ("--prompt", "ab", "--max-new-tokens", "3", "--greedy", "--cache", cache)
+    result = invoke(run, *arguments, "--perplexity", str(file))
+    assert result.exit_code == 0
+    decoder, tokenizer = Decoder(GPT.from_pretrained(run)), load_tokenizer(run)
+    ids = torch.tensor([tokenizer.encode("ab")])
+    new = decoder.generate(ids, 3, temperature=0, cache=decoder.new_cache(1, dtype=CACHE_DTYPES[cache]))
+    assert result.stdout == tokenizer.decode(new[0]) + "\n"
+    text = torch.tensor(tokenizer.encode(file.read_text()))
+    own, exact = (perplexity(decoder, text, cache_dtype=CACHE_DTYPES[each]) for each in (cache, "fp32"))
+    cost = "" if cache == "fp32" else f"; {exact:.3f} with fp32, {own / exact - 1:+.2%}"
+    told, _, memory = result.stderr.splitlines()
+    assert told == f"perplexity {own:.3f} on {len(text) - 1} tokens of {file}, fp32{cost}"
+    assert memory.endswith(f"MiB in {cache}, fp32 on cpu")
 
 
 def test_one_token(run):
@@ -202,7 +222,8 @@ def test_wrong_runs(run, make, message):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--top-k", "0"], ["--max-new-tokens", "0"], ["--temperature", "-1"], ["--device", "tpu"]]
+    "arguments",
+    [["--top-k", "0"], ["--max-new-tokens", "0"], ["--temperature", "-1"], ["--device", "tpu"], ["--cache", "int3"]],
 )
 def test_options_out_of_range_are_wrong_usage(run, arguments):
     result = invoke(run, *arguments)
@@ -229,6 +250,8 @@ def test_what_the_decode_engine_cannot_do_is_said(run, tmp_path):
         raise_from(run, "--weights", "int8")
     with backend("torch"), pytest.raises(UserError, match="--perplexity is for the decode engine"):
         raise_from(run, "--perplexity", str(file))
+    with backend("torch"), pytest.raises(UserError, match="--cache is for the decode engine"):
+        raise_from(run, "--cache", "bf16")
 
 
 def test_a_device_that_is_not_there(run):
