@@ -58,13 +58,17 @@ def test_logits_are_those_of_transformers(kind, tmp_path):
 @pytest.mark.parametrize("variant", ["all modern", "alibi, window and soft-cap", "biases of qkv", "sinusoidal"])
 @pytest.mark.parametrize("dtype", CACHE_DTYPES.values(), ids=CACHE_DTYPES)
 def test_one_call_chunks_and_single_tokens_agree(variant, weights, dtype):
-    """Attention adds up in another order in each; that rounds a few activations of 8 bits the other way."""
+    """Attention adds up in another order in each; that rounds a few activations of 8 bits the other way. With a bf16
+    cache the kernel for many queries also rounds its probabilities to bf16."""
+    bound = {"fp32": 1e-6, "bf16": 3e-3}.get(weights, 1e-2)
+    if dtype == torch.bfloat16:  # measured: 0.003, 0.005, 0.014, 0.014
+        bound = {"fp32": 8e-3, "bf16": 0.012}.get(weights, 0.035)
     decoder, ids = Decoder(random_model(variant), weights, threads=2), random_ids(3, 40)
     exact = decoder.logits(ids, decoder.new_cache(3, dtype=dtype))
     for pieces in ([1] * 40, [11, 9, *[1] * 20], [39, 1], [1, 39]):
         cache = decoder.new_cache(3, dtype=dtype)
         parts = [decoder.logits(part, cache) for part in ids.split(pieces, dim=1)]
-        assert relative(torch.cat(parts, dim=1), exact) <= {"fp32": 1e-6, "bf16": 3e-3}.get(weights, 1e-2)
+        assert relative(torch.cat(parts, dim=1), exact) <= bound
         cache.reset()
         last = [decoder.next_logits(part, cache) for part in ids.split(pieces, dim=1)]
         for part, logits in zip(parts, last, strict=True):
