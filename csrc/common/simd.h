@@ -191,6 +191,33 @@ ALWAYS_INLINE void store_part(T* p, Vector<accumulate_t<T>, Bytes> v, int64_t n)
   memcpy(p, buffer, n * sizeof(T));
 }
 
+// A row of n elements, vector by vector: f(i, Whole{}) for each that is whole, and f(i, elements left) for what is behind
+// them. load_part, store_part and keep_first take either, and the loop that counts has no case in it.
+struct Whole {};
+
+template <int Bytes, class T>
+ALWAYS_INLINE Vector<accumulate_t<T>, Bytes> load_part(const T* p, Whole) {
+  return load<Bytes>(p);
+}
+
+template <int Bytes, class T>
+ALWAYS_INLINE void store_part(T* p, Vector<accumulate_t<T>, Bytes> v, Whole) {
+  store<Bytes>(p, v);
+}
+
+template <int Bytes, class V>
+ALWAYS_INLINE V keep_first(V v, Whole) {
+  return v;
+}
+
+template <class A, int Bytes, class F>
+ALWAYS_INLINE void each_vector(int64_t n, const F& f) {
+  constexpr int W = lanes<A, Bytes>;
+  int64_t i = 0;
+  for (; i + W <= n; i += W) f(i, Whole{});
+  if (i < n) f(i, n - i);
+}
+
 template <class T>
 ALWAYS_INLINE accumulate_t<T> load_one(const T* p) {
   return load_part<16>(p, 1)[0];

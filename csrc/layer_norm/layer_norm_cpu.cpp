@@ -8,44 +8,63 @@
 namespace minigpt {
 namespace {
 
+// A few rows at a time: while one waits for its sums, another adds up.
 template <class T, class Residual, class Weight>
 struct Forward {
   template <int Bytes>
   static ALWAYS_INLINE void run(const LayerNormForwardParams* p, int64_t begin, int64_t end) {
+    int64_t row = begin;
+    for (; row + 4 <= end; row += 4) rows<Bytes, 4>(*p, row);
+    for (; row < end; ++row) rows<Bytes, 1>(*p, row);
+  }
+
+  template <int Bytes, int Rows>
+  static ALWAYS_INLINE void rows(const LayerNormForwardParams& p, int64_t row) {
     using A = accumulate_t<T>;
     using V = simd::Vector<A, Bytes>;
-    constexpr int W = simd::lanes<A, Bytes>;
-    const int64_t C = p->C;
-    const Weight *weight = static_cast<const Weight*>(p->weight), *bias = static_cast<const Weight*>(p->bias);
-    for (int64_t row = begin; row < end; ++row) {
-      const T* x = static_cast<const T*>(p->x) + row * C;
-      const Residual* s = static_cast<const Residual*>(p->x) + row * C;  // without a residual both types are one
-      T* y = static_cast<T*>(p->y) + row * C;
-      if (p->residual) {
-        const Residual* residual = static_cast<const Residual*>(p->residual) + row * C;
-        Residual* added = static_cast<Residual*>(p->s) + row * C;
-        for (int64_t i = 0; i < C; i += W) {
-          const V v = simd::load_part<Bytes>(residual + i, C - i) + simd::load_part<Bytes>(x + i, C - i);
-          simd::store_part<Bytes>(added + i, v, C - i);
-        }
-        s = added;
+    const int64_t C = p.C;
+    const Weight *const weight = static_cast<const Weight*>(p.weight), *const bias = static_cast<const Weight*>(p.bias);
+    const T* const x = static_cast<const T*>(p.x) + row * C;
+    const Residual* s = static_cast<const Residual*>(p.x) + row * C;  // without a residual both types are one
+    T* const y = static_cast<T*>(p.y) + row * C;
+    V sum[Rows] = {}, squares[Rows] = {};
+    A mean[Rows], rstd[Rows];
+    if (p.residual) {
+      const Residual* const residual = static_cast<const Residual*>(p.residual) + row * C;
+      Residual* const added = static_cast<Residual*>(p.s) + row * C;
+      for (int r = 0; r < Rows; ++r)
+        simd::each_vector<A, Bytes>(C, [&](int64_t i, auto n) __attribute__((always_inline)) {
+          const int64_t at = r * C + i;
+          simd::store_part<Bytes>(added + at,
+                                  simd::load_part<Bytes>(residual + at, n) + simd::load_part<Bytes>(x + at, n), n);
+        });
+      s = added;
+    }
+    simd::each_vector<A, Bytes>(C, [&](int64_t i, auto n) __attribute__((always_inline)) {
+#pragma GCC unroll 4
+      for (int r = 0; r < Rows; ++r) sum[r] += simd::load_part<Bytes>(s + r * C + i, n);
+    });
+    for (int r = 0; r < Rows; ++r) mean[r] = simd::sum(sum[r]) / A(C);
+    simd::each_vector<A, Bytes>(C, [&](int64_t i, auto n) __attribute__((always_inline)) {
+#pragma GCC unroll 4
+      for (int r = 0; r < Rows; ++r) {
+        const V d = simd::load_part<Bytes>(s + r * C + i, n) - mean[r];
+        squares[r] += simd::keep_first<Bytes>(d * d, n);  // past the end d is -mean
       }
-      const auto value = [&](int64_t i) __attribute__((always_inline)) { return simd::load_part<Bytes>(s + i, C - i); };
-      const A mean = sum_over_row<A, Bytes>(C, value) / A(C);
-      const auto square = [&](int64_t i) __attribute__((always_inline)) {
-        const V d = value(i) - mean;
-        return i + W <= C ? d * d : simd::keep_first<Bytes>(d * d, C - i);  // past the end d is -mean
-      };
-      const A variance = sum_over_row<A, Bytes>(C, square) / A(C);
-      const A rstd = A(1) / std::sqrt(variance + A(p->eps));
-      for (int64_t i = 0; i < C; i += W) {
-        __builtin_prefetch(x + 2 * C + i);  // the memory would be idle while a row's sums are waited for
-        V v = (value(i) - mean) * rstd * simd::load_part<Bytes>(weight + i, C - i);
-        if (bias) v += simd::load_part<Bytes>(bias + i, C - i);
-        simd::store_part<Bytes>(y + i, v, C - i);
+    });
+    for (int r = 0; r < Rows; ++r) rstd[r] = A(1) / std::sqrt(simd::sum(squares[r]) / A(C) + A(p.eps));
+    simd::each_vector<A, Bytes>(C, [&](int64_t i, auto n) __attribute__((always_inline)) {
+      const V w = simd::load_part<Bytes>(weight + i, n), b = bias ? simd::load_part<Bytes>(bias + i, n) : V{};
+#pragma GCC unroll 4
+      for (int r = 0; r < Rows; ++r) {
+        const int64_t at = r * C + i;
+        __builtin_prefetch(x + Rows * C + at);  // the memory would be idle while the sums are waited for
+        simd::store_part<Bytes>(y + at, (simd::load_part<Bytes>(s + at, n) - mean[r]) * rstd[r] * w + b, n);
       }
-      if (p->mean) static_cast<A*>(p->mean)[row] = mean;
-      if (p->rstd) static_cast<A*>(p->rstd)[row] = rstd;
+    });
+    for (int r = 0; r < Rows; ++r) {
+      if (p.mean) static_cast<A*>(p.mean)[row + r] = mean[r];
+      if (p.rstd) static_cast<A*>(p.rstd)[row + r] = rstd[r];
     }
   }
 };
@@ -68,7 +87,6 @@ struct Backward {
   template <int Bytes, int Rows, class A>
   static ALWAYS_INLINE void rows(const LayerNormBackwardParams& p, int64_t row, A* dweight, A* dbias) {
     using V = simd::Vector<A, Bytes>;
-    constexpr int W = simd::lanes<A, Bytes>;
     const int64_t C = p.C;
     const T* const dy = static_cast<const T*>(p.dy) + row * C;
     const Residual* const s = static_cast<const Residual*>(p.s) + row * C;
@@ -79,38 +97,38 @@ struct Backward {
       mean[r] = static_cast<const A*>(p.mean)[row + r];
       rstd[r] = static_cast<const A*>(p.rstd)[row + r];
     }
-    for (int64_t i = 0; i < C; i += W) {
-      const V w = simd::load_part<Bytes>(weight + i, C - i);
-      V dw = simd::load_part<Bytes>(dweight + i, C - i), db = simd::load_part<Bytes>(dbias + i, C - i);
+    simd::each_vector<A, Bytes>(C, [&](int64_t i, auto n) __attribute__((always_inline)) {
+      const V w = simd::load_part<Bytes>(weight + i, n);
+      V dw = simd::load_part<Bytes>(dweight + i, n), db = simd::load_part<Bytes>(dbias + i, n);
 #pragma GCC unroll 4
       for (int r = 0; r < Rows; ++r) {
-        const V d = simd::load_part<Bytes>(dy + r * C + i, C - i);
-        const V xhat = (simd::load_part<Bytes>(s + r * C + i, C - i) - mean[r]) * rstd[r];
+        const V d = simd::load_part<Bytes>(dy + r * C + i, n);
+        const V xhat = (simd::load_part<Bytes>(s + r * C + i, n) - mean[r]) * rstd[r];
         const V g = d * w;
         sum_g[r] += g;
         sum_gx[r] += g * xhat;  // g is zero in lanes past the end
         dw += d * xhat;
         db += d;
       }
-      simd::store_part<Bytes>(dweight + i, dw, C - i);
-      simd::store_part<Bytes>(dbias + i, db, C - i);
-    }
+      simd::store_part<Bytes>(dweight + i, dw, n);
+      simd::store_part<Bytes>(dbias + i, db, n);
+    });
     for (int r = 0; r < Rows; ++r) avg_g[r] = simd::sum(sum_g[r]) / A(C), avg_gx[r] = simd::sum(sum_gx[r]) / A(C);
-    for (int64_t i = 0; i < C; i += W) {
-      const V w = simd::load_part<Bytes>(weight + i, C - i);
+    simd::each_vector<A, Bytes>(C, [&](int64_t i, auto n) __attribute__((always_inline)) {
+      const V w = simd::load_part<Bytes>(weight + i, n);
 #pragma GCC unroll 4
       for (int r = 0; r < Rows; ++r) {
         const int64_t at = r * C + i;
         __builtin_prefetch(dy + Rows * C + at);
         __builtin_prefetch(s + Rows * C + at);
-        const V g = simd::load_part<Bytes>(dy + at, C - i) * w;
-        const V xhat = (simd::load_part<Bytes>(s + at, C - i) - mean[r]) * rstd[r];
+        const V g = simd::load_part<Bytes>(dy + at, n) * w;
+        const V xhat = (simd::load_part<Bytes>(s + at, n) - mean[r]) * rstd[r];
         V v = rstd[r] * (g - avg_g[r] - xhat * avg_gx[r]);
-        if (p.ds) v += simd::load_part<Bytes>(static_cast<const Residual*>(p.ds) + row * C + at, C - i);
-        simd::store_part<Bytes>(static_cast<T*>(p.dx) + row * C + at, v, C - i);
-        if (p.dresidual) simd::store_part<Bytes>(static_cast<Residual*>(p.dresidual) + row * C + at, v, C - i);
+        if (p.ds) v += simd::load_part<Bytes>(static_cast<const Residual*>(p.ds) + row * C + at, n);
+        simd::store_part<Bytes>(static_cast<T*>(p.dx) + row * C + at, v, n);
+        if (p.dresidual) simd::store_part<Bytes>(static_cast<Residual*>(p.dresidual) + row * C + at, v, n);
       }
-    }
+    });
   }
 };
 
