@@ -5,7 +5,7 @@
 
 namespace minigpt {
 
-// The sum of f(i) over the vectors of a row, i = 0, W, ...: four sums side by side, so that an addition need not wait for the
+// The sum of f(i, Whole{}) over the whole vectors of a row, i = 0, W, ..., and f(i, elements left) of what is behind: four sums side by side, so that an addition need not wait for the
 // one before.
 template <class A, int Bytes, class F>
 ALWAYS_INLINE A sum_over_row(int64_t C, const F& f) {
@@ -13,8 +13,9 @@ ALWAYS_INLINE A sum_over_row(int64_t C, const F& f) {
   simd::Vector<A, Bytes> sum[4] = {};
   int64_t i = 0;
   for (; i + 4 * W <= C; i += 4 * W)
-    for (int u = 0; u < 4; ++u) sum[u] += f(i + u * W);
-  for (; i < C; i += W) sum[0] += f(i);
+    for (int u = 0; u < 4; ++u) sum[u] += f(i + u * W, simd::Whole{});
+  for (; i + W <= C; i += W) sum[0] += f(i, simd::Whole{});
+  if (i < C) sum[0] += f(i, C - i);
   return simd::sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
 }
 

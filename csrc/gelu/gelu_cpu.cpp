@@ -14,8 +14,9 @@ template <class T, class Form>
 struct Forward {
   template <int Bytes>
   static ALWAYS_INLINE void run(const T* x, T* y, int64_t n) {
-    for (int64_t i = 0; i < n; i += simd::lanes<accumulate_t<T>, Bytes>)
-      simd::store_part<Bytes>(y + i, Form::template value<Bytes>(simd::load_part<Bytes>(x + i, n - i)), n - i);
+    simd::each_vector<accumulate_t<T>, Bytes>(n, [&](int64_t i, auto left) __attribute__((always_inline)) {
+      simd::store_part<Bytes>(y + i, Form::template value<Bytes>(simd::load_part<Bytes>(x + i, left)), left);
+    });
   }
 };
 
@@ -23,10 +24,10 @@ template <class T, class Form>
 struct Backward {
   template <int Bytes>
   static ALWAYS_INLINE void run(const T* dy, const T* x, T* dx, int64_t n) {
-    for (int64_t i = 0; i < n; i += simd::lanes<accumulate_t<T>, Bytes>) {
-      const auto slope = Form::template slope<Bytes>(simd::load_part<Bytes>(x + i, n - i));
-      simd::store_part<Bytes>(dx + i, simd::load_part<Bytes>(dy + i, n - i) * slope, n - i);
-    }
+    simd::each_vector<accumulate_t<T>, Bytes>(n, [&](int64_t i, auto left) __attribute__((always_inline)) {
+      const auto slope = Form::template slope<Bytes>(simd::load_part<Bytes>(x + i, left));
+      simd::store_part<Bytes>(dx + i, simd::load_part<Bytes>(dy + i, left) * slope, left);
+    });
   }
 };
 
@@ -39,10 +40,10 @@ struct BiasForward {
     for (int64_t row = begin; row < end; ++row) {
       const T* const x = static_cast<const T*>(p->x) + row * C;
       T* const y = static_cast<T*>(p->y) + row * C;
-      for (int64_t i = 0; i < C; i += simd::lanes<accumulate_t<T>, Bytes>) {
-        const auto v = simd::load_part<Bytes>(x + i, C - i) + simd::load_part<Bytes>(bias + i, C - i);
-        simd::store_part<Bytes>(y + i, Form::template value<Bytes>(v), C - i);
-      }
+      simd::each_vector<accumulate_t<T>, Bytes>(C, [&](int64_t i, auto left) __attribute__((always_inline)) {
+        const auto v = simd::load_part<Bytes>(x + i, left) + simd::load_part<Bytes>(bias + i, left);
+        simd::store_part<Bytes>(y + i, Form::template value<Bytes>(v), left);
+      });
     }
   }
 };
@@ -65,18 +66,18 @@ struct BiasBackward {
     const T *const dy = static_cast<const T*>(p.dy) + row * C, *const x = static_cast<const T*>(p.x) + row * C;
     T* const dx = static_cast<T*>(p.dx) + row * C;
     const Bias* const bias = static_cast<const Bias*>(p.bias);
-    for (int64_t i = 0; i < C; i += simd::lanes<A, Bytes>) {
-      const auto b = simd::load_part<Bytes>(bias + i, C - i);
-      auto sum = simd::load_part<Bytes>(dbias + i, C - i);
+    simd::each_vector<accumulate_t<T>, Bytes>(C, [&](int64_t i, auto left) __attribute__((always_inline)) {
+      const auto b = simd::load_part<Bytes>(bias + i, left);
+      auto sum = simd::load_part<Bytes>(dbias + i, left);
 #pragma GCC unroll 2
       for (int r = 0; r < Rows; ++r) {
-        const auto slope = Form::template slope<Bytes>(simd::load_part<Bytes>(x + r * C + i, C - i) + b);
-        const auto d = simd::load_part<Bytes>(dy + r * C + i, C - i) * slope;
-        simd::store_part<Bytes>(dx + r * C + i, d, C - i);
+        const auto slope = Form::template slope<Bytes>(simd::load_part<Bytes>(x + r * C + i, left) + b);
+        const auto d = simd::load_part<Bytes>(dy + r * C + i, left) * slope;
+        simd::store_part<Bytes>(dx + r * C + i, d, left);
         sum += d;
       }
-      simd::store_part<Bytes>(dbias + i, sum, C - i);
-    }
+      simd::store_part<Bytes>(dbias + i, sum, left);
+    });
   }
 };
 

@@ -13,10 +13,10 @@ struct Forward {
   template <int Bytes>
   static ALWAYS_INLINE void run(const T* x, T* y, int64_t n) {
     using V = simd::Vector<accumulate_t<T>, Bytes>;
-    for (int64_t i = 0; i < n; i += simd::lanes<accumulate_t<T>, Bytes>) {
-      const V v = simd::load_part<Bytes>(x + i, n - i);
-      simd::store_part<Bytes>(y + i, v <= 0 ? V{} : v * v, n - i);  // NaN stays NaN
-    }
+    simd::each_vector<accumulate_t<T>, Bytes>(n, [&](int64_t i, auto left) __attribute__((always_inline)) {
+      const V v = simd::load_part<Bytes>(x + i, left);
+      simd::store_part<Bytes>(y + i, v <= 0 ? V{} : v * v, left);  // NaN stays NaN
+    });
   }
 };
 
@@ -25,10 +25,10 @@ struct Backward {
   template <int Bytes>
   static ALWAYS_INLINE void run(const T* dy, const T* x, T* dx, int64_t n) {
     using V = simd::Vector<accumulate_t<T>, Bytes>;
-    for (int64_t i = 0; i < n; i += simd::lanes<accumulate_t<T>, Bytes>) {
-      const V v = simd::load_part<Bytes>(x + i, n - i), d = simd::load_part<Bytes>(dy + i, n - i);
-      simd::store_part<Bytes>(dx + i, v <= 0 ? V{} : 2 * (v * d), n - i);
-    }
+    simd::each_vector<accumulate_t<T>, Bytes>(n, [&](int64_t i, auto left) __attribute__((always_inline)) {
+      const V v = simd::load_part<Bytes>(x + i, left), d = simd::load_part<Bytes>(dy + i, left);
+      simd::store_part<Bytes>(dx + i, v <= 0 ? V{} : 2 * (v * d), left);
+    });
   }
 };
 

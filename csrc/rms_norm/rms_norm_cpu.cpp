@@ -19,7 +19,6 @@ struct Forward {
   static ALWAYS_INLINE void run(const RmsNormForwardParams* p, int64_t begin, int64_t end) {
     using A = accumulate_t<T>;
     using V = simd::Vector<A, Bytes>;
-    constexpr int W = simd::lanes<A, Bytes>;
     const int64_t C = p->C, ahead = 2 * p->layout.inner_stride;
     const Weight* weight = static_cast<const Weight*>(p->weight);
     for (int64_t row = begin; row < end; ++row) {
@@ -29,22 +28,22 @@ struct Forward {
       if (p->residual) {
         const Residual* residual = static_cast<const Residual*>(p->residual) + row * C;
         Residual* added = static_cast<Residual*>(p->s) + row * C;
-        for (int64_t i = 0; i < C; i += W) {
-          const V v = simd::load_part<Bytes>(residual + i, C - i) + simd::load_part<Bytes>(x + i, C - i);
-          simd::store_part<Bytes>(added + i, v, C - i);
-        }
+        simd::each_vector<A, Bytes>(C, [&](int64_t i, auto left) __attribute__((always_inline)) {
+          const V v = simd::load_part<Bytes>(residual + i, left) + simd::load_part<Bytes>(x + i, left);
+          simd::store_part<Bytes>(added + i, v, left);
+        });
         s = added;
       }
-      const auto square = [&](int64_t i) __attribute__((always_inline)) {
-        const V v = simd::load_part<Bytes>(s + i, C - i);
+      const auto square = [&](int64_t i, auto left) __attribute__((always_inline)) {
+        const V v = simd::load_part<Bytes>(s + i, left);
         return v * v;
       };
       const A rstd = A(1) / std::sqrt(sum_over_row<A, Bytes>(C, square) / A(C) + A(p->eps));
-      for (int64_t i = 0; i < C; i += W) {
+      simd::each_vector<A, Bytes>(C, [&](int64_t i, auto left) __attribute__((always_inline)) {
         __builtin_prefetch(x + ahead + i);  // the memory would be idle while a row's sum is waited for
-        const V w = simd::load_part<Bytes>(weight + i, C - i);
-        simd::store_part<Bytes>(y + i, simd::load_part<Bytes>(s + i, C - i) * rstd * w, C - i);
-      }
+        const V w = simd::load_part<Bytes>(weight + i, left);
+        simd::store_part<Bytes>(y + i, simd::load_part<Bytes>(s + i, left) * rstd * w, left);
+      });
       if (p->rstd) static_cast<A*>(p->rstd)[row] = rstd;
     }
   }
@@ -67,7 +66,6 @@ struct Backward {
   template <int Bytes, int Rows, class A>
   static ALWAYS_INLINE void rows(const RmsNormBackwardParams& p, int64_t row, A* dweight) {
     using V = simd::Vector<A, Bytes>;
-    constexpr int W = simd::lanes<A, Bytes>;
     const int64_t C = p.C, ahead = Rows * p.layout.inner_stride;
     const T* const dy = static_cast<const T*>(p.dy) + row * C;
     const Weight* const weight = static_cast<const Weight*>(p.weight);
@@ -78,34 +76,34 @@ struct Backward {
       s[r] = row_of<Residual>(p.s, p.layout, row + r);
       rstd[r] = static_cast<const A*>(p.rstd)[row + r];
     }
-    for (int64_t i = 0; i < C; i += W) {
-      const V w = simd::load_part<Bytes>(weight + i, C - i);
-      V dw = simd::load_part<Bytes>(dweight + i, C - i);
+    simd::each_vector<A, Bytes>(C, [&](int64_t i, auto left) __attribute__((always_inline)) {
+      const V w = simd::load_part<Bytes>(weight + i, left);
+      V dw = simd::load_part<Bytes>(dweight + i, left);
 #pragma GCC unroll 4
       for (int r = 0; r < Rows; ++r) {
-        const V d = simd::load_part<Bytes>(dy + r * C + i, C - i);
-        const V dx = d * (simd::load_part<Bytes>(s[r] + i, C - i) * rstd[r]);
+        const V d = simd::load_part<Bytes>(dy + r * C + i, left);
+        const V dx = d * (simd::load_part<Bytes>(s[r] + i, left) * rstd[r]);
         sum_gx[r] += dx * w;
         dw += dx;
       }
-      simd::store_part<Bytes>(dweight + i, dw, C - i);
-    }
+      simd::store_part<Bytes>(dweight + i, dw, left);
+    });
     for (int r = 0; r < Rows; ++r) avg_gx[r] = simd::sum(sum_gx[r]) / A(C);
-    for (int64_t i = 0; i < C; i += W) {
-      const V w = simd::load_part<Bytes>(weight + i, C - i);
+    simd::each_vector<A, Bytes>(C, [&](int64_t i, auto left) __attribute__((always_inline)) {
+      const V w = simd::load_part<Bytes>(weight + i, left);
 #pragma GCC unroll 4
       for (int r = 0; r < Rows; ++r) {
         const int64_t at = r * C + i;
         __builtin_prefetch(dy + Rows * C + at);
         __builtin_prefetch(s[r] + ahead + i);
-        const V g = simd::load_part<Bytes>(dy + at, C - i) * w;
-        const V xhat = simd::load_part<Bytes>(s[r] + i, C - i) * rstd[r];
+        const V g = simd::load_part<Bytes>(dy + at, left) * w;
+        const V xhat = simd::load_part<Bytes>(s[r] + i, left) * rstd[r];
         V v = rstd[r] * (g - xhat * avg_gx[r]);
-        if (p.ds) v += simd::load_part<Bytes>(static_cast<const Residual*>(p.ds) + row * C + at, C - i);
-        simd::store_part<Bytes>(static_cast<T*>(p.dx) + row * C + at, v, C - i);
-        if (p.dresidual) simd::store_part<Bytes>(static_cast<Residual*>(p.dresidual) + row * C + at, v, C - i);
+        if (p.ds) v += simd::load_part<Bytes>(static_cast<const Residual*>(p.ds) + row * C + at, left);
+        simd::store_part<Bytes>(static_cast<T*>(p.dx) + row * C + at, v, left);
+        if (p.dresidual) simd::store_part<Bytes>(static_cast<Residual*>(p.dresidual) + row * C + at, v, left);
       }
-    }
+    });
   }
 };
 

@@ -34,10 +34,10 @@ template <class T>
 struct Forward {
   template <int Bytes>
   static ALWAYS_INLINE void run(const T* gate, const T* up, T* y, int64_t n) {
-    for (int64_t i = 0; i < n; i += simd::lanes<accumulate_t<T>, Bytes>) {
-      const auto g = silu<Bytes>(simd::load_part<Bytes>(gate + i, n - i));
-      simd::store_part<Bytes>(y + i, g.value * simd::load_part<Bytes>(up + i, n - i), n - i);
-    }
+    simd::each_vector<accumulate_t<T>, Bytes>(n, [&](int64_t i, auto left) __attribute__((always_inline)) {
+      const auto g = silu<Bytes>(simd::load_part<Bytes>(gate + i, left));
+      simd::store_part<Bytes>(y + i, g.value * simd::load_part<Bytes>(up + i, left), left);
+    });
   }
 };
 
@@ -45,12 +45,12 @@ template <class T>
 struct Backward {
   template <int Bytes>
   static ALWAYS_INLINE void run(const T* dy, const T* gate, const T* up, T* dgate, T* dup, int64_t n) {
-    for (int64_t i = 0; i < n; i += simd::lanes<accumulate_t<T>, Bytes>) {
-      const auto g = silu<Bytes>(simd::load_part<Bytes>(gate + i, n - i));
-      const auto d = simd::load_part<Bytes>(dy + i, n - i);
-      simd::store_part<Bytes>(dgate + i, d * simd::load_part<Bytes>(up + i, n - i) * g.slope, n - i);
-      simd::store_part<Bytes>(dup + i, d * g.value, n - i);
-    }
+    simd::each_vector<accumulate_t<T>, Bytes>(n, [&](int64_t i, auto left) __attribute__((always_inline)) {
+      const auto g = silu<Bytes>(simd::load_part<Bytes>(gate + i, left));
+      const auto d = simd::load_part<Bytes>(dy + i, left);
+      simd::store_part<Bytes>(dgate + i, d * simd::load_part<Bytes>(up + i, left) * g.slope, left);
+      simd::store_part<Bytes>(dup + i, d * g.value, left);
+    });
   }
 };
 
