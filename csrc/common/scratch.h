@@ -4,8 +4,45 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#ifdef MINIGPT_CHECK_SCRATCH
+#include <cstdlib>
+#include <vector>
+#endif
 
 namespace minigpt {
+
+#ifdef MINIGPT_CHECK_SCRATCH
+
+// As tests/memory wants it: every piece in a block of its own, fresh and of just its size, so that a checker sees where it
+// is overrun; and no more pieces than were asked for.
+class Scratch {
+ public:
+  explicit Scratch(size_t bytes) : left_(bytes) {}
+
+  template <class A>
+  A* take(size_t n) {
+    void* taken = nullptr;
+    if (bytes_for<A>(n) > left_ || posix_memalign(&taken, 64, n * sizeof(A))) std::abort();
+    left_ -= bytes_for<A>(n);
+    pieces_.emplace_back(taken);
+    return static_cast<A*>(taken);
+  }
+
+  template <class A>
+  static constexpr size_t bytes_for(size_t n) {
+    return (n * sizeof(A) + 63) / 64 * 64;
+  }
+
+ private:
+  struct Free {
+    void operator()(void* memory) const { std::free(memory); }
+  };
+
+  size_t left_;
+  std::vector<std::unique_ptr<void, Free>> pieces_;
+};
+
+#else
 
 class Scratch {
  public:
@@ -41,5 +78,7 @@ class Scratch {
 
   char* next_;
 };
+
+#endif
 
 }  // namespace minigpt
