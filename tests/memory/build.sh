@@ -1,6 +1,6 @@
 #!/bin/sh
 # Builds the memory check without torch: tests/memory/build.sh sanitizers|plain FOLDER makes FOLDER/memory_check.
-# sanitizers: with ASan and UBSan (but for what ASan sees itself); plain: for valgrind. CXX names the compiler, MAX_JOBS
+# sanitizers: with ASan and UBSan (but for what ASan sees itself); plain: for valgrind. CXX names the g++, MAX_JOBS
 # says how many of them run at once (2).
 set -eu
 kind=$1 folder=$2
