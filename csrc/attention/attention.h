@@ -52,7 +52,8 @@ struct AttentionBackwardParams {
 };
 
 // On the CPU a task owns all keys of one key/value head, or where those are few, a run of them. A function of the shape
-// alone, not of the threads, so that the sums over the chunks come out the same everywhere.
+// alone, not of the threads, so that the sums over the chunks come out the same everywhere. Cut finer, two threads would
+// mostly write and add up shares of dq: T = 4096, D = 64 in 32 runs takes a quarter longer than in 16.
 inline int64_t attention_backward_chunks(const AttentionShape& s) {
   const int64_t heads = s.B * s.H_kv < 1 ? 1 : s.B * s.H_kv, wanted = (16 + heads - 1) / heads,
                 blocks = (s.S + 63) / 64;

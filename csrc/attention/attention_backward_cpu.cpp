@@ -134,14 +134,17 @@ struct Backward {
     const Range keys = keys_of_chunk(p, chunk), all = queries_of(s, keys.first, keys.last, kBlock);
     const int64_t begin = keys.first, n_keys_all = keys.last - keys.first;
     const int64_t n_all = all.last - all.first, n_up = round_up(n_all, kBlock);
-    Scratch scratch(2 * Scratch::bytes_for<E>(n_up * lines) + 2 * Scratch::bytes_for<E>(n_up * padded) +
+    Scratch scratch(2 * Scratch::bytes_for<E>(P::columns_size(n_up, D)) + 2 * Scratch::bytes_for<E>(n_up * padded) +
                     2 * Scratch::bytes_for<A>(n_up) + Scratch::bytes_for<A>(n_all * padded) +
                     3 * Scratch::bytes_for<A>(kKeys * kQueries) + 3 * Scratch::bytes_for<E>(kKeys * kBlock) +
                     2 * Scratch::bytes_for<E>(kKeys * width) + Scratch::bytes_for<E>(kKeys * padded) +
                     2 * Scratch::bytes_for<A>(n_keys_all * padded));
-    const Queries<E> queries{scratch.take<E>(n_up * lines),  scratch.take<E>(n_up * lines),
-                             scratch.take<E>(n_up * padded), scratch.take<E>(n_up * padded),
-                             scratch.take<A>(n_up),          scratch.take<A>(n_up),
+    const Queries<E> queries{scratch.take<E>(P::columns_size(n_up, D)),
+                             scratch.take<E>(P::columns_size(n_up, D)),
+                             scratch.take<E>(n_up * padded),
+                             scratch.take<E>(n_up * padded),
+                             scratch.take<A>(n_up),
+                             scratch.take<A>(n_up),
                              scratch.take<A>(n_all * padded)};
     const Tile<E> tile{scratch.take<A>(kKeys * kQueries), scratch.take<A>(kKeys * kQueries),
                        scratch.take<A>(kKeys * kQueries), scratch.take<E>(kKeys * kBlock),

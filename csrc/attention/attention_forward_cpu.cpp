@@ -82,10 +82,10 @@ struct Forward {
     const AttentionShape& s = p.shape;
     const int64_t n = end - begin, D = s.D, padded = round_up(D, W), width = P::width(D), lines = P::packed(D);
     const int64_t h_kv = h / (s.H / s.H_kv), bh = b * s.H + h, lanes = round_up(n, kQueries);
-    Scratch scratch(Scratch::bytes_for<E>(lanes * lines) + Scratch::bytes_for<A>(n * padded) +
+    Scratch scratch(Scratch::bytes_for<E>(P::columns_size(lanes, D)) + Scratch::bytes_for<A>(n * padded) +
                     2 * Scratch::bytes_for<A>(lanes) + Scratch::bytes_for<E>(kKeys * width) +
                     Scratch::bytes_for<E>(kKeys * padded) + Scratch::bytes_for<A>(kKeys * kQueries));
-    E* q_columns = scratch.take<E>(lanes * lines);
+    E* q_columns = scratch.take<E>(P::columns_size(lanes, D));
     A *out = scratch.take<A>(n * padded), *m = scratch.take<A>(lanes), *l = scratch.take<A>(lanes);
     E *k_rows = scratch.take<E>(kKeys * width), *v_rows = scratch.take<E>(kKeys * padded);
     A* scores = scratch.take<A>(kKeys * kQueries);

@@ -18,6 +18,7 @@
 namespace minigpt {
 
 constexpr int64_t kQueries = 32, kKeys = 64;  // a tile of scores: 8 KiB in float, beside its operands in the L1 cache
+constexpr int64_t kFew = 4;                   // queries whose scores are dot products
 constexpr double kLog2E = 1.4426950408889634, kLn2 = 0.6931471805599453;
 
 inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
@@ -35,6 +36,9 @@ struct Packing {
   static ALWAYS_INLINE int64_t packed(int64_t n) { return (n + depth - 1) / depth; }
   // A row of them, D long.
   static ALWAYS_INLINE int64_t width(int64_t D) { return round_up(packed(D), W); }
+
+  // What `columns` fills for queries up to a whole number of blocks, the last of which may be a few rows.
+  static ALWAYS_INLINE int64_t columns_size(int64_t queries, int64_t D) { return queries * packed(D) + kFew * W; }
 
   // W packed elements of a row of which n > 0 numbers are left.
   static ALWAYS_INLINE V load(const T* row, int64_t n) {
@@ -86,7 +90,7 @@ struct Packing {
   // A W x W block is transposed in registers by log2(W) rounds of interleaving its lines.
   static ALWAYS_INLINE void columns(E* to, const T* from, int64_t stride, int64_t n, int64_t D) {
     const int64_t lines = packed(D);
-    if (n == 1) return rows_along(to, from, stride, 1, 1, D);  // as it is: see scores
+    if (n <= kFew) return rows_along(to, from, stride, n, n, D);  // as they are: see scores
     for (int64_t i = 0; i < n; i += W)
       for (int64_t d = 0; d < lines; d += W) {
         V a[W], b[W];
@@ -100,23 +104,26 @@ struct Packing {
       }
   }
 
-  // The product of rows_along with the columns of n queries. A single one's row is met by dot products: with one lane of W
-  // in use, the sums of a register block would mostly wait for each other.
+  // The product of rows_along with the columns of n queries. The rows of a few are met by dot products: with few lanes of
+  // W in use, the sums of a register block would mostly wait for each other.
   static ALWAYS_INLINE void scores(const GemmParams<E>& g, int64_t n) {
-    if (n > 1) return product(g);
+    if (n > kFew) return product(g);
     using F = simd::Vector<A, isa.bytes>;
+    const int64_t w = round_up(g.K, W);
     for (int64_t r = 0; r < g.M; ++r) {
-      F sum = {};
-      for (int64_t d = 0; d < g.K; d += W) {
-        const V a = *(const V*)(g.a + r * g.a_row + d), b = *(const V*)(g.b + d);
-        if constexpr (pairs)
-          sum = simd::dot_bf16<isa>(sum, a, b);
-        else
-          sum += a * b;
+      F line[(kFew + W - 1) / W] = {};
+      for (int64_t i = 0; i < n; ++i) {
+        F sum = {};
+        for (int64_t d = 0; d < w; d += W) {
+          const V a = *(const V*)(g.a + r * g.a_row + d), b = *(const V*)(g.b + i * w + d);
+          if constexpr (pairs)
+            sum = simd::dot_bf16<isa>(sum, a, b);
+          else
+            sum += a * b;
+        }
+        line[i / W][i % W] = simd::sum(sum);
       }
-      F first = {};
-      first[0] = simd::sum(sum);
-      simd::store<isa.bytes>(g.c + r * g.c_row, first);
+      for (int64_t i = 0; i < n; i += W) simd::store<isa.bytes>(g.c + r * g.c_row + i, line[i / W]);
     }
   }
 

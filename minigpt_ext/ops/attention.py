@@ -71,7 +71,7 @@ def attention(
     if not (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)):
         forward = library(kernels).attention_forward  # a Function costs as much as a short call's work
         return forward(q, k, v, scale, causal, window, alibi_slopes, softcap, dropout_p, seed)[0]
-    return AttentionFunction.apply(q, k, v, causal, scale, window, alibi_slopes, softcap, dropout_p, seed, kernels)
+    return AttentionFunction.apply(q, k, v, alibi_slopes, seed, (scale, causal, window, softcap, dropout_p), kernels)
 
 
 def visible_keys(T: int, S: int, causal: bool, window: int | None, device: torch.device) -> Tensor:
@@ -166,38 +166,41 @@ def _attention_torch(
 
 
 class AttentionFunction(torch.autograd.Function):
+    """arguments: scale, causal, window, softcap, dropout_p; in one, since each argument of a Function costs time."""
+
     @staticmethod
     def forward(
         ctx,
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        causal: bool,
-        scale: float,
-        window: int,
         alibi_slopes: Tensor | None,
-        softcap: float,
-        dropout_p: float,
         seed: Tensor | None,
+        arguments: tuple[float, bool, int, float, float],
         kernels: str,
     ) -> Tensor:
+        scale, causal, window, softcap, dropout_p = arguments
         out, lse = library(kernels).attention_forward(
             q, k, v, scale, causal, window, alibi_slopes, softcap, dropout_p, seed
         )
         ctx.save_for_backward(q, k, v, out, lse, alibi_slopes, seed)
-        ctx.arguments = scale, causal, window, softcap, dropout_p
-        ctx.kernels = kernels
+        ctx.arguments = arguments, kernels
         return out
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, dout: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, out, lse, alibi_slopes, seed = ctx.saved_tensors
-        scale, causal, window, softcap, dropout_p = ctx.arguments
-        dq, dk, dv = library(ctx.kernels).attention_backward(
-            dout, q, k, v, out, lse, scale, causal, window, alibi_slopes, softcap, dropout_p, seed
-        )
-        return dq, dk, dv, *(None,) * 8
+        if torch.is_grad_enabled():  # a backward that is to be differentiated, which says that it cannot be
+            return torch.autograd.function.once_differentiable(_backward)(ctx, dout)
+        return _backward(ctx, dout)
+
+
+def _backward(ctx, dout: Tensor) -> tuple[Tensor | None, ...]:
+    q, k, v, out, lse, alibi_slopes, seed = ctx.saved_tensors
+    (scale, causal, window, softcap, dropout_p), kernels = ctx.arguments
+    dq, dk, dv = library(kernels).attention_backward(
+        dout, q, k, v, out, lse, scale, causal, window, alibi_slopes, softcap, dropout_p, seed
+    )
+    return dq, dk, dv, None, None, None, None
 
 
 @torch.library.register_fake("minigpt::attention_forward")

@@ -240,12 +240,14 @@ def test_results_do_not_depend_on_the_number_of_threads(case, dtype, threads):
 
 
 def test_a_query_does_not_depend_on_those_behind_it():
-    """Bit for bit, whatever tile or run it falls into; only in a block of one query are scores added up otherwise."""
+    """Bit for bit, whatever tile or run it falls into; only in a block of up to four are scores added up otherwise."""
     inputs, _ = Case(1, 300, 300, 2, 2, 24).inputs()
     whole = mg.ops.attention(**inputs)
-    for T in (2, 5, 34, 64, 100, 258):
+    for T in (1, 2, 5, 34, 36, 37, 64, 100, 258, 261):
         part = mg.ops.attention(**{name: t[:, :T].contiguous() for name, t in inputs.items()})
-        assert torch.equal(part, whole[:, :T]), T
+        sure = T - T % 32 if T % 32 <= 4 else T
+        assert torch.equal(part[:, :sure], whole[:, :sure]), T
+        torch.testing.assert_close(part[:, sure:], whole[:, sure:T], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("D", [1, 2, 15, 31, 33, 47, 63, 65, 127, 129, 255])
