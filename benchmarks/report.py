@@ -64,6 +64,7 @@ class Case:
     yardstick: Callable[..., Any] | None = (
         None  # whose error ours is held against, where `torch` computes another thing
     )
+    least_scale: float = 0.0  # of errors: the size of the terms, where a small result may be what is left of large ones
     tensors_read: int | None = None  # how many of the inputs one call reads, where the functions read different ones
 
 
@@ -211,16 +212,22 @@ def check(name: str, case: Case, inputs: Sequence[Tensor], runs: Mapping[str, Ca
     truth = with_gradients(case.reference)(*fresh(torch.float64))
     if case.yardstick is not None:
         runs = {"ours": runs["ours"], "torch": with_gradients(case.yardstick)}
-    return worst_errors(name, {implementation: run(*fresh()) for implementation, run in runs.items()}, truth)
+    return worst_errors(name, {key: run(*fresh()) for key, run in runs.items()}, truth, case.least_scale)
 
 
-def worst_errors(name: str, results: Mapping[str, Sequence[Tensor]], truth: Sequence[Tensor]) -> dict[str, float]:
-    """The worst error of each implementation's results, each relative to the largest value of its tensor in float64.
+def worst_errors(
+    name: str, results: Mapping[str, Sequence[Tensor]], truth: Sequence[Tensor], least_scale: float = 0.0
+) -> dict[str, float]:
+    """The worst error of each implementation's results, each relative to the largest value of its tensor in float64,
+    and no less than least_scale.
 
     results: "ours" and "torch", and others. Raises WrongResult where an error of ours is above 3 x torch's + 16 eps.
     That is wide: here the question is whether the right thing is timed, and tests/accuracy.py judges precision.
     """
-    errors = {key: [relative_error(a, b) for a, b in zip(value, truth, strict=True)] for key, value in results.items()}
+    errors = {
+        key: [relative_error(a, b, least_scale) for a, b in zip(value, truth, strict=True)]
+        for key, value in results.items()
+    }
     for i, (ours, theirs) in enumerate(zip(errors["ours"], errors["torch"], strict=True)):
         limit = 3 * theirs + 16 * torch.finfo(results["ours"][i].dtype).eps
         if not ours <= limit < float("inf"):
@@ -228,12 +235,13 @@ def worst_errors(name: str, results: Mapping[str, Sequence[Tensor]], truth: Sequ
     return {key: max(value) for key, value in errors.items()}
 
 
-def relative_error(result: Tensor, truth: Tensor) -> float:
-    """Largest difference, relative to the largest true value; infinite for a wrong shape or what is not finite."""
+def relative_error(result: Tensor, truth: Tensor, least_scale: float = 0.0) -> float:
+    """Largest difference, relative to the largest true value, or to least_scale where that is more; infinite for a
+    wrong shape or what is not finite."""
     if result.shape != truth.shape:
         return float("inf")
     difference = (result.detach().double() - truth.detach()).abs().nan_to_num(nan=float("inf")).max().item()
-    return difference / max(truth.detach().abs().max().item(), torch.finfo(torch.float64).tiny)
+    return difference / max(truth.detach().abs().max().item(), least_scale, torch.finfo(torch.float64).tiny)
 
 
 def as_tuple(result: Any) -> tuple[Tensor, ...]:

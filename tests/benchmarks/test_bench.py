@@ -120,8 +120,7 @@ def test_sweep_runs_and_draws(tmp_path: Path, threads: int) -> None:
     shapes = {row["shape"] for row in rows}
     assert len(rows) == len(shapes) == 48  # 1 and 2 threads, 2 directions, 3 T, 2 D, 2 B x H
     assert {"1t BxH1 T1 D16 fwd", "2t BxH16 T128 D64 fwd+bwd"} <= shapes
-    assert all(row["ratios"]["torch"] > 0 and row["errors"].get("ours", 0) < 1e-4 for row in rows)
-    assert sum("ours" in row["errors"] for row in rows) == 32  # all but T 1
+    assert all(row["ratios"]["torch"] > 0 and row["errors"]["ours"] < 1e-4 for row in rows)
     assert "1 thread, fwd: 12 shapes" in result.stdout and "48 shapes" in result.stdout
     assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
