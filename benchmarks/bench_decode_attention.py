@@ -8,6 +8,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from minigpt_ext import ops
 from minigpt_ext.ops.decode_attention import decode_attention_reference
+from minigpt_ext.ops.kv_append import quantised
 
 CACHE_BLOCK = 64
 
@@ -21,9 +22,14 @@ def make_case(
     D: int = 64,
     scattered: bool = False,
     alibi: bool = False,
+    int8: bool = False,
     goal: float | None = None,
 ) -> report.Case:
-    """One new query a sequence over S tokens; scattered: the blocks lie in the pool in random order."""
+    """One new query a sequence over S tokens; scattered: the blocks lie in the pool in random order.
+
+    int8: ours reads an int8 cache of the same keys and values, torch the unrounded one. The formula is that of the
+    unrounded one too, and our error is held against that of torch ops over the int8 cache.
+    """
     max_blocks = S // CACHE_BLOCK
 
     def inputs() -> list[Tensor]:
@@ -35,6 +41,17 @@ def make_case(
         seq_lens = torch.full((B,), S, dtype=torch.int32, **place)
         # torch's own copy of the cache, in the layout that suits it: (B, H_kv, S, D)
         theirs = [cache[block_table.long()].view(B, S, H_kv, D).transpose(1, 2).contiguous() for cache in caches]
+        if int8:
+            parts = [quantised(cache) for cache in caches]
+            return [
+                q,
+                *caches,
+                block_table,
+                seq_lens,
+                *theirs,
+                *(values for values, _ in parts),
+                *(s for _, s in parts),
+            ]
         if not alibi:
             return [q, *caches, block_table, seq_lens, *theirs]
         slopes = alibi_slopes(H, options)
@@ -51,17 +68,33 @@ def make_case(
     def ours(q, k_cache, v_cache, block_table, seq_lens, k, v, mask=None, slopes=None) -> Tensor:
         return ops.decode_attention(q, k_cache, v_cache, block_table, seq_lens, alibi_slopes=slopes)
 
-    kind = f"{' scattered blocks' if scattered else ''}{' alibi' if alibi else ''}"
+    def torch_unrounded(q, k_cache, v_cache, block_table, seq_lens, k, v, *_) -> Tensor:
+        return torch_attention(q, k_cache, v_cache, block_table, seq_lens, k, v)
+
+    def formula_unrounded(q, k_cache, v_cache, block_table, seq_lens, *_) -> Tensor:
+        return decode_attention_reference(q, k_cache, v_cache, block_table, seq_lens)
+
+    def ours_int8(q, k_cache, v_cache, block_table, seq_lens, k, v, k_int8, v_int8, k_scales, v_scales) -> Tensor:
+        return ops.decode_attention(q, k_int8, v_int8, block_table, seq_lens, k_scales=k_scales, v_scales=v_scales)
+
+    def torch_int8(q, k_cache, v_cache, block_table, seq_lens, k, v, k_int8, v_int8, k_scales, v_scales) -> Tensor:
+        return decode_attention_reference(
+            q, k_int8, v_int8, block_table, seq_lens, k_scales=k_scales, v_scales=v_scales
+        )
+
+    kind = f"{' scattered blocks' if scattered else ''}{' alibi' if alibi else ''}{' int8 cache' if int8 else ''}"
     return report.Case(
         shape=f"B{B} S{S} H{H}{f' H_kv{H_kv}' if H != H_kv else ''} D{D}{kind}",
         inputs=inputs,
-        ours=ours,
-        torch=torch_attention,
-        reference=formula,
+        ours=ours_int8 if int8 else ours,
+        torch=torch_unrounded if int8 else torch_attention,
+        reference=formula_unrounded if int8 else formula,
         bound="read",
-        work=2 * B * S * H_kv * D * options.dtype.itemsize,  # k and v once; q and the result are nothing beside them
+        # k and v once, with their scales; q and the result are nothing beside them
+        work=2 * B * S * H_kv * (D + 4 if int8 else D * options.dtype.itemsize),
         goal=options.goal(goal) if goal else None,
         share_goal=options.goal(0.85) if goal else None,
+        yardstick=torch_int8 if int8 else None,
         tensors_read=5,
     )
 
@@ -70,7 +103,7 @@ def run(session: report.Session) -> None:
     options = session.options
     if options.quick:
         cases = [make_case(options, 1, 1024, goal=2.0), make_case(options, 1, 1024, scattered=True)]
-        cases.append(make_case(options, 1, 1024, alibi=True))
+        cases += [make_case(options, 1, 1024, alibi=True), make_case(options, 1, 1024, int8=True)]
     else:
         cases = [make_case(options, 1, S, goal=2.0) for S in (1024, 2048, 4096, 8192)]
         cases += [
@@ -78,6 +111,7 @@ def run(session: report.Session) -> None:
             make_case(options, 1, 4096, H_kv=4),
             make_case(options, 1, 4096, alibi=True),
             make_case(options, 8, 1024),
+            *(make_case(options, 1, S, int8=True) for S in (1024, 4096, 8192)),
         ]
     session.compare("decode_attention", cases, note=f"one query a sequence; cache blocks of {CACHE_BLOCK} tokens")
 

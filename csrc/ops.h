@@ -76,15 +76,17 @@ void define_ops(Library& m) {
   m.def("rope(Tensor x, Tensor cos, Tensor sin, Tensor? positions, bool inverse) -> Tensor");
 
   // caches (n_blocks, block_size, H_kv, D); k and v (B, T, H_kv, D), or (rows, H_kv, D) with query_start (B+1,);
-  // block_table (B, max_blocks), seq_lens (B,): tokens before the new ones
+  // block_table (B, max_blocks), seq_lens (B,): tokens before the new ones; scales of int8 caches (n_blocks, block_size,
+  // H_kv)
   m.def(
       "kv_append(Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor k, Tensor v, Tensor block_table, Tensor seq_lens, "
-      "Tensor? query_start=None) -> ()");
+      "Tensor? query_start=None, Tensor(c!)? k_scales=None, Tensor(d!)? v_scales=None) -> ()");
 
   // q (B, T, H, D), or (rows, H, D) with query_start -> the same shape; seq_lens (B,): tokens with the new ones
   m.def(
       "decode_attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor block_table, Tensor seq_lens, "
-      "Tensor? query_start, float scale, int window, Tensor? alibi_slopes, float softcap) -> Tensor");
+      "Tensor? query_start, float scale, int window, Tensor? alibi_slopes, float softcap, Tensor? k_scales=None, "
+      "Tensor? v_scales=None) -> Tensor");
 }
 
 }  // namespace minigpt

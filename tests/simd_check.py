@@ -14,6 +14,9 @@ from ops.test_decode_attention import Batch
 from ops.test_dropout import PAIRS as DROPOUT_PAIRS
 from ops.test_dropout import check as check_dropout
 from ops.test_gelu import check as check_gelu
+from ops.test_int8_cache import DTYPES as INT8_DTYPES
+from ops.test_int8_cache import Int8Batch
+from ops.test_int8_cache import append as check_int8_append
 from ops.test_layer_norm import PAIRS, case
 from ops.test_layer_norm import check as check_layer_norm
 from ops.test_relu_squared import check as check_relu_squared
@@ -52,6 +55,11 @@ for dtype in DTYPES:
         Batch([300, 9], [1, 1], H=4, H_kv=2, D=D, dtype=dtype).check()
         Batch([70, 9], [3, 2], D=D, dtype=dtype).check(ragged=True, window=5)
         Batch([300, 9], [1, 1], D=D, dtype=dtype).check(**rule_options("both", 2, dtype))
+for dtype in INT8_DTYPES:
+    for D in (3, 17, 64):
+        check_int8_append([3, 6], [5, 5], D=D, dtype=dtype)
+        Int8Batch([300, 9], [1, 1], H=4, H_kv=2, D=D, dtype=dtype).check()
+        Int8Batch([70, 9], [7, 2], D=D, dtype=dtype).check(ragged=True, window=5)
 for pair in PAIRS:
     for C in (1, 5, 33, 64):
         check_layer_norm(*case(18, C, pair=pair))

@@ -63,6 +63,8 @@ inline const char* name_of(ScalarType type) {
       return "float16";
     case ScalarType::Double:
       return "float64";
+    case ScalarType::Char:
+      return "int8";
     case ScalarType::Int:
       return "int32";
     case ScalarType::Long:
@@ -155,6 +157,7 @@ inline const void* input(const Tensor& t) { return t.const_data_ptr(); }
 inline void* output(const Tensor& t) { return t.mutable_data_ptr(); }
 #endif
 inline const void* input(const std::optional<Tensor>& t) { return t ? input(*t) : nullptr; }
+inline void* output(const std::optional<Tensor>& t) { return t ? output(*t) : nullptr; }
 
 // Whether the values of index tensors are checked before a launch: on the CPU always; on a GPU, where that waits for the
 // device, only with MINIGPT_CHECK=1, and kernels there never use what is out of range.

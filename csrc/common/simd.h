@@ -94,6 +94,8 @@ template <int Bytes>
 using Words = Vector<uint32_t, Bytes>;
 template <int Bytes>
 using Halves = Vector<uint16_t, Bytes / 2>;
+template <int Bytes>
+using Quarters = Vector<int8_t, Bytes / 4>;
 
 template <int Bytes>
 ALWAYS_INLINE Vector<float, Bytes> select(Vector<int32_t, Bytes> mask, Vector<float, Bytes> a, Vector<float, Bytes> b) {
@@ -151,6 +153,22 @@ ALWAYS_INLINE Halves<Bytes> narrow(Vector<float, Bytes> x, float16) {
   return __builtin_convertvector((U)(magnitude >= (143u << 23) ? big : finite) | (sign >> 16), Halves<Bytes>);
 }
 
+template <int Bytes>
+ALWAYS_INLINE Vector<float, Bytes> widen(Quarters<Bytes> q) {
+  Vector<int32_t, Bytes> words;
+#ifdef __x86_64__  // as in zero_extend
+  if constexpr (Bytes == 64) {
+    asm("vpmovsxbd %1, %0" : "=v"(words) : "vm"(q));
+    return __builtin_convertvector(words, Vector<float, Bytes>);
+  } else if constexpr (Bytes == 32) {
+    asm("vpmovsxbd %1, %0" : "=x"(words) : "xm"(q));
+    return __builtin_convertvector(words, Vector<float, Bytes>);
+  }
+#endif
+  words = __builtin_convertvector(q, Vector<int32_t, Bytes>);
+  return __builtin_convertvector(words, Vector<float, Bytes>);
+}
+
 // ---- loads and stores: T in memory, its accumulation type in registers ---------------------------------------------
 
 template <int Bytes, class T>
@@ -159,6 +177,10 @@ ALWAYS_INLINE Vector<accumulate_t<T>, Bytes> load(const T* p) {
     Halves<Bytes> h;
     memcpy(&h, p, sizeof h);
     return widen<Bytes>(h, T{});
+  } else if constexpr (sizeof(T) == 1) {
+    Quarters<Bytes> q;
+    memcpy(&q, p, sizeof q);
+    return widen<Bytes>(q);
   } else {
     return *(const Vector<T, Bytes>*)p;
   }

@@ -5,6 +5,8 @@
 // read once, in neighbouring 16-byte pieces. Each team keeps its own m, l, o; the block adds them up by
 //   l = sum_t l_t e^(m_t - m)   o = sum_t o_t e^(m_t - m)
 // and a second kernel does the same with the splits, where there are several. m is in units of ln 2.
+// T is the type of queries and results, C that of the cache; the scales of an int8 cache are multiplied with a key's
+// product and with a value's weight.
 // Layouts and scratch: see decode_attention.h.
 #pragma once
 #include "../common/reduce.cuh"
@@ -17,17 +19,18 @@ namespace minigpt {
 
 constexpr int kDecodeThreads = 128;
 
-template <class T, int D>
+template <class C, int D>
 struct DecodeTeam {
-  static constexpr int W = 16 / int(sizeof(T)), lanes = D / W < 32 ? D / W : 32, N = D / (W * lanes);
+  static constexpr int W = 16 / int(sizeof(C)), lanes = D / W < 32 ? D / W : 32, N = D / (W * lanes);
   static constexpr int count = kDecodeThreads / lanes;
 };
 
-template <class T, int kD, bool kRule>
+template <class T, class C, int kD, bool kRule>
 __global__ void __launch_bounds__(kDecodeThreads)
     decode_attention_kernel(const __grid_constant__ DecodeAttentionParams p) {
   using A = accumulate_t<T>;
-  using Team = DecodeTeam<T, kD>;
+  using Team = DecodeTeam<C, kD>;
+  constexpr bool kScales = sizeof(C) == 1;
   constexpr int W = Team::W, N = Team::N;
   constexpr A kNone = -A(INFINITY);
   const int lane = threadIdx.x % Team::lanes, team = threadIdx.x / Team::lanes;
@@ -50,8 +53,8 @@ __global__ void __launch_bounds__(kDecodeThreads)
   const int64_t q_from =
       (c.query_start ? row * p.q_token_stride : token.b * p.q_batch_stride + token.i * p.q_token_stride) +
       h * p.q_head_stride;
-  const T* const k = static_cast<const T*>(p.k_cache) + h_kv * c.D;
-  const T* const v = static_cast<const T*>(p.v_cache) + h_kv * c.D;
+  const C* const k = static_cast<const C*>(p.k_cache) + h_kv * c.D;
+  const C* const v = static_cast<const C*>(p.v_cache) + h_kv * c.D;
   const ScoreOf<A, kRule> score_of(p.rule, p.scale, h);
   Vec<A, W> q[N], sum[N] = {};
 #pragma unroll
@@ -74,16 +77,19 @@ __global__ void __launch_bounds__(kDecodeThreads)
 #pragma unroll
       for (int w = 0; w < W; ++w) score += q[n].at[w] * key[n].at[w];
     }
-    score = score_of(lanes_sum<Team::lanes>(score), A(query - position)).value;
+    score = lanes_sum<Team::lanes>(score);
+    if constexpr (kScales) score *= at < 0 ? 0 : p.k_scales[at * c.H_kv + h_kv];
+    score = score_of(score, A(query - position)).value;
     if (at < 0) continue;
     const A best = std::fmax(highest, score), base = best == kNone ? A(0) : best;
     const A shrink = std::exp2(highest - base), share = std::exp2(score - base);
     highest = best;
     weight = weight * shrink + share;
+    const A value_share = kScales ? share * p.v_scales[at * c.H_kv + h_kv] : share;
 #pragma unroll
     for (int n = 0; n < N; ++n)
 #pragma unroll
-      for (int w = 0; w < W; ++w) sum[n].at[w] = sum[n].at[w] * shrink + share * value[n].at[w];
+      for (int w = 0; w < W; ++w) sum[n].at[w] = sum[n].at[w] * shrink + value_share * value[n].at[w];
   }
 
   SHARED(A[Team::count], team_highest);

@@ -18,7 +18,8 @@ struct DecodeAttentionParams {
   const void* q;   // (B, T, H, D), or (rows, H, D) with query_start; D contiguous
   int64_t q_batch_stride, q_token_stride, q_head_stride;  // in elements; the batch stride is unused with query_start
   const void *k_cache, *v_cache;
-  void* out;  // like q, contiguous
+  const float *k_scales, *v_scales;  // of int8 caches, (n_blocks, block_size, H_kv); null: caches of q's dtype
+  void* out;                         // like q, contiguous
   // Scratch for a long cache: its keys are cut into `splits` runs that are attended to independently and merged by their
   // logsumexp. (rows, H, splits, D) unnormalised sums and (rows, H, splits, 2) maximum and sum; float (double for f64).
   void *partial_out, *partial_stats;

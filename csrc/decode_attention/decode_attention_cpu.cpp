@@ -119,8 +119,15 @@ void decode_attention_task_cpu(const DecodeAttentionParams& p, int64_t task) {
         .queries = queries,
         .first_position = length - rows,
     };
-    if (rows * group <= kFewQueries) return attend<T, AttendFew<A, T>>(t, split);
-    attend<T, AttendMany<A, T>>(t, split);
+    const auto attend_over = [&](auto cache_type) {
+      using C = typename decltype(cache_type)::type;
+      if (rows * group <= kFewQueries) return attend<T, AttendFew<A, C>>(t, split);
+      attend<T, AttendMany<A, C>>(t, split);
+    };
+    if constexpr (sizeof(T) < 8) {
+      if (p.k_scales) return attend_over(Type<int8_t>{});
+    }
+    attend_over(type);
   });
 }
 

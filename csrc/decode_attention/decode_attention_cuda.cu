@@ -11,12 +11,19 @@ void decode_attention_cuda(const DecodeAttentionParams& p, CudaStream stream) {
   if (row_heads == 0) return;
   dispatch(p.dtype, [&](auto type) {
     using T = device_t<typename decltype(type)::type>;
-    dispatch_head_dim<T>(c.D, [&](auto head_dim) {
-      dispatch_rule(p.rule, [&](auto rule) {
-        launch("decode_attention_kernel", decode_attention_kernel<T, decltype(head_dim)::value, rule.value>,
-               grid_of(row_heads * p.splits), kDecodeThreads, 0, stream, p);
+    const auto attend_over = [&](auto cache_type) {
+      using C = typename decltype(cache_type)::type;
+      dispatch_head_dim<T>(c.D, [&](auto head_dim) {
+        dispatch_rule(p.rule, [&](auto rule) {
+          launch("decode_attention_kernel", decode_attention_kernel<T, C, decltype(head_dim)::value, rule.value>,
+                 grid_of(row_heads * p.splits), kDecodeThreads, 0, stream, p);
+        });
       });
-    });
+    };
+    if constexpr (sizeof(T) < 8) {
+      if (p.k_scales) attend_over(Type<int8_t>{});
+    }
+    if (!p.k_scales) attend_over(Type<T>{});
     if (p.splits > 1)
       launch("decode_attention_merge_kernel", decode_attention_merge_kernel<T>, grid_of(row_heads), kMergeThreads, 0,
              stream, p);

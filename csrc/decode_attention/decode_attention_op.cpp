@@ -9,10 +9,12 @@
 namespace minigpt {
 Tensor decode_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, const Tensor& block_table,
                         const Tensor& seq_lens, const std::optional<Tensor>& query_start, double scale, int64_t window,
-                        const std::optional<Tensor>& alibi_slopes, double softcap) {
+                        const std::optional<Tensor>& alibi_slopes, double softcap,
+                        const std::optional<Tensor>& k_scales, const std::optional<Tensor>& v_scales) {
   constexpr const char* op = "decode_attention";
   const DType dtype = dtype_of(q, op, "q");
-  const PagedLayout layout = checked_layout(q, "q", k_cache, v_cache, block_table, seq_lens, query_start, op);
+  const PagedLayout layout =
+      checked_layout(q, "q", k_cache, v_cache, block_table, seq_lens, query_start, k_scales, v_scales, op);
   const int64_t H = q.size(q.dim() - 2), D = layout.D;
   check(H >= 1 && H % layout.H_kv == 0, op, ": q must have a multiple of the cache's H_kv = ", layout.H_kv,
         " heads, got ", H);
@@ -43,6 +45,8 @@ Tensor decode_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_
       .q_head_stride = q.stride(head),
       .k_cache = input(k_cache),
       .v_cache = input(v_cache),
+      .k_scales = static_cast<const float*>(input(k_scales)),
+      .v_scales = static_cast<const float*>(input(v_scales)),
       .out = output(out),
       .partial_out = output(partial_out),
       .partial_stats = output(partial_stats),

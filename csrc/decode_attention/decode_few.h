@@ -96,8 +96,10 @@ struct AttendFew {
         const KeyRange seen = visible_keys(position, p.window, j0, n);
         if (seen.first == seen.last) continue;
         A* scores = t.work + at * kTile;
+        if constexpr (sizeof(C) == 1) times_scales(scores, p.k_scales, p.layout, t.kv_begin + h, rows, n);
         apply<A, Bytes>(p.rule, t.head(t.kv_begin + h, i), {scores, nullptr, 1, n, kTile, position - j0});
         softmax_tile<A, Bytes, kTile>(scores, seen, t.m[at], t.l[at], t.acc + at * t.padded, t.padded);
+        if constexpr (sizeof(C) == 1) times_scales(scores, p.v_scales, p.layout, t.kv_begin + h, rows, n);
       }
       const bool more = j0 + kTile < t.key_end;
       find(j0 + kTile, next);

@@ -37,6 +37,13 @@ inline void find_rows(const PagedLayout& c, int64_t b, int64_t j0, int64_t n, in
   }
 }
 
+// Of an int8 cache: x_j times the scale of token j's head h, for n tokens in rows that find_rows found.
+template <class A>
+ALWAYS_INLINE void times_scales(A* x, const float* scales, const PagedLayout& c, int64_t h, const int64_t* rows,
+                                int64_t n) {
+  for (int64_t j = 0; j < n; ++j) x[j] *= scales[rows[j] / c.D + h];
+}
+
 struct KeyRange {
   int64_t first, last;
 };

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "../common/cuda_stream.h"
+#include "../common/dtype.h"
 
 namespace minigpt {
 
@@ -24,11 +25,16 @@ inline int64_t new_token_rows(const PagedLayout& c) { return c.query_start ? c.T
 
 struct KvAppendParams {
   PagedLayout layout;
-  int64_t element_size;  // bytes; the values are copied, never read
+  int64_t element_size;  // bytes of one of k; the values are copied, never read, unless the caches are int8
   const void *k, *v;     // (rows, H_kv, D): new tokens, packed over the batch
   int64_t k_token_stride, k_head_stride, v_token_stride, v_head_stride;  // in elements; D is contiguous
   int64_t k_batch_stride, v_batch_stride;                                // unused with query_start
   void *k_cache, *v_cache;
+  // Where the caches are int8: (n_blocks, block_size, H_kv), one a token and head. A token's D values x of a head become
+  // round(x / scale), scale = max |x| / 127. Where that is below 2^-126, scale and values are 0; where x is not finite
+  // throughout, the scale is NaN and the values are 0, so that the token reads as NaN.
+  float *k_scales, *v_scales;  // null: the caches are of k's type
+  DType dtype;                 // of k and v, with scales: f32, bf16 or f16
 };
 
 void kv_append_cpu(const KvAppendParams& p);

@@ -1,3 +1,4 @@
+#include "../common/dispatch.h"
 #include "kv_append.cuh"
 
 namespace minigpt {
@@ -25,6 +26,12 @@ void kv_append_cuda(const KvAppendParams& p, CudaStream stream) {
   const PagedLayout& c = p.layout;
   const int64_t rows = new_token_rows(c);
   if (rows == 0 || c.B == 0 || c.H_kv == 0 || c.D == 0 || c.n_blocks == 0 || c.block_size == 0) return;
+  if (p.k_scales)
+    return dispatch(p.dtype, [&](auto type) {
+      using T = device_t<typename decltype(type)::type>;
+      if constexpr (sizeof(T) < 8)
+        launch("kv_append_int8_kernel", kv_append_int8_kernel<T>, grid_of(rows), kAppendThreads, 0, stream, p);
+    });
   const uint64_t bits = address_bits(p);
   if (bits % 16 == 0) return append<Vec<uint32_t, 4>>(p, rows, stream);
   if (bits % 8 == 0) return append<uint64_t>(p, rows, stream);

@@ -52,10 +52,33 @@ inline void check_tables(PagedLayout layout, const Tensor& block_table, const Te
   check_table_values(layout, before, op);
 }
 
+// int8 caches come with scales and with new tokens that are to be quantised; others have new tokens of their own type.
+inline void check_scales(const Tensor& new_tokens, const char* name, const Tensor& k_cache,
+                         const std::optional<Tensor>& k_scales, const std::optional<Tensor>& v_scales, const char* op) {
+  const bool quantised = k_cache.scalar_type() == ScalarType::Char;
+  for (const auto& [scales, argument] : {std::pair(&k_scales, "k_scales"), std::pair(&v_scales, "v_scales")}) {
+    if (!quantised) {
+      check(!*scales, op, ": ", argument, " belongs to int8 caches, and k_cache is ", name_of(k_cache.scalar_type()));
+      continue;
+    }
+    check(bool(*scales), op, ": ", argument, " must be given with int8 caches");
+    check_same_device(**scales, k_cache, op, argument);
+    check_type(**scales, ScalarType::Float, op, argument);
+    check_shape(**scales, {k_cache.size(0), k_cache.size(1), k_cache.size(2)}, op, argument,
+                "(n_blocks, block_size, H_kv)");
+    check((*scales)->is_contiguous(), op, ": ", argument, " must be contiguous");
+  }
+  const ScalarType type = new_tokens.scalar_type();
+  if (!quantised) return check_type(new_tokens, k_cache.scalar_type(), op, name);
+  check(type == ScalarType::Float || type == ScalarType::BFloat16 || type == ScalarType::Half, op, ": ", name,
+        " must be float32, bfloat16 or float16 with int8 caches, got ", name_of(type));
+}
+
 // Shapes, types and devices of caches, table, lengths and query_start, and the layout they make. new_tokens: q or k.
 inline PagedLayout checked_layout(const Tensor& new_tokens, const char* name, const Tensor& k_cache,
                                   const Tensor& v_cache, const Tensor& block_table, const Tensor& seq_lens,
-                                  const std::optional<Tensor>& query_start, const char* op) {
+                                  const std::optional<Tensor>& query_start, const std::optional<Tensor>& k_scales,
+                                  const std::optional<Tensor>& v_scales, const char* op) {
   check(k_cache.dim() == 4, op, ": k_cache must be (n_blocks, block_size, H_kv, D), got ", shape_of(k_cache));
   const int64_t n_blocks = k_cache.size(0), block_size = k_cache.size(1), H_kv = k_cache.size(2), D = k_cache.size(3);
   check_shape(v_cache, {n_blocks, block_size, H_kv, D}, op, "v_cache", "(n_blocks, block_size, H_kv, D)");
@@ -72,7 +95,7 @@ inline PagedLayout checked_layout(const Tensor& new_tokens, const char* name, co
   if (query_start) check_index_tensor(*query_start, k_cache, {B + 1}, op, "query_start", "(B + 1,)");
 
   check_same_device(new_tokens, k_cache, op, name);
-  check_type(new_tokens, k_cache.scalar_type(), op, name);
+  check_scales(new_tokens, name, k_cache, k_scales, v_scales, op);
   if (query_start) {
     check(new_tokens.dim() == 3, op, ": with query_start, ", name, " must be (new tokens, heads, D), got ",
           shape_of(new_tokens));

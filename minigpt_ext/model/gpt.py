@@ -148,11 +148,21 @@ class GPT(nn.Module):
         """Logits (B, V) for what follows the last of ids (B, T), which follow the tokens that the cache holds."""
         return self.head(self.trunk(ids, cache)[:, -1])
 
-    def new_cache(self, batch_size: int, max_tokens: int | None = None) -> KVCache:
-        """An empty cache for this model: its device, the dtype it computes in now, block_size tokens by default."""
+    def new_cache(self, batch_size: int, max_tokens: int | None = None, *, dtype: torch.dtype | None = None) -> KVCache:
+        """An empty cache for this model, on its device, for block_size tokens by default.
+
+        dtype: that which the model computes in now, by default; torch.int8 for a cache of a quarter of float32's size,
+            rounded to 1/254 of the largest key or value of each token and head.
+
+        Raises:
+            ValueError: dtype is another one.
+        """
         weight = self.wte.weight
         autocast = torch.is_autocast_enabled(weight.device.type)
-        dtype = torch.get_autocast_dtype(weight.device.type) if autocast else weight.dtype
+        own = torch.get_autocast_dtype(weight.device.type) if autocast else weight.dtype
+        if dtype not in (None, own, torch.int8):
+            raise ValueError(f"dtype must be what the model computes in, {own}, or torch.int8, not {dtype}")
+        dtype = own if dtype is None else dtype
         max_tokens = self.config.block_size if max_tokens is None else max_tokens
         return KVCache(self.config, batch_size, max_tokens, dtype=dtype, device=weight.device)
 

@@ -15,6 +15,7 @@ class KVCache:
 
     Attributes:
         k, v: a tensor a layer, (n_blocks, cache_block, H_kv, D).
+        k_scales, v_scales: a tensor a layer, (n_blocks, cache_block, H_kv) float32, where dtype is int8; else None.
         block_table: (B, max_blocks) int32.
         seq_lens: (B,) int32, tokens each sequence holds; ``length`` is the same as a host integer.
         seq_lens_after: (B,) int32, within a model call: tokens with those of the call.
@@ -23,7 +24,8 @@ class KVCache:
         config: the model's config (layers, heads, head_dim, and block_size, the most that max_tokens may be).
         cache_block: tokens a block.
         dtype, device: of the keys and values; torch's defaults where not given. They must be what the model computes
-            in: ``GPT.new_cache`` sees to that.
+            in: ``GPT.new_cache`` sees to that. Or dtype is int8: each token's keys and values are then quantised, with
+            a scale a head (``ops.kv_append``).
 
     Raises:
         ValueError: an argument is not a positive integer, or max_tokens is more than config.block_size.
@@ -52,6 +54,13 @@ class KVCache:
         with torch.inference_mode(False):
             self.k: list[Tensor] = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.n_layer)]
             self.v: list[Tensor] = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.n_layer)]
+            self.k_scales, self.v_scales = (
+                [
+                    torch.zeros(shape[:3], dtype=torch.float32, device=device) if dtype == torch.int8 else None
+                    for _ in range(config.n_layer)
+                ]
+                for _ in range(2)
+            )
             blocks = torch.arange(batch_size * max_blocks, dtype=torch.int32, device=device)
             self.block_table = blocks.view(batch_size, max_blocks)
             self.seq_lens = torch.zeros(batch_size, dtype=torch.int32, device=device)
@@ -82,5 +91,6 @@ class KVCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of keys and values, all layers together, used or not."""
-        return sum(tensor.nbytes for tensor in (*self.k, *self.v))
+        """Bytes of keys, values and their scales, all layers together, used or not."""
+        tensors = (*self.k, *self.v, *self.k_scales, *self.v_scales)
+        return sum(tensor.nbytes for tensor in tensors if tensor is not None)

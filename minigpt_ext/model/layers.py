@@ -100,10 +100,11 @@ class Attention(nn.Module):
 
     def _attend_with(self, cache: KVCache, q: Tensor, k: Tensor, v: Tensor, **scores) -> Tensor:
         k_cache, v_cache = cache.k[self.layer], cache.v[self.layer]
-        ops.kv_append(k_cache, v_cache, k, v, cache.block_table, cache.seq_lens)
+        scales = dict(k_scales=cache.k_scales[self.layer], v_scales=cache.v_scales[self.layer])
+        ops.kv_append(k_cache, v_cache, k, v, cache.block_table, cache.seq_lens, **scales)
         if cache.length == 0:  # a prompt: what it attends to is all here, and the tiled kernel reads it faster
             return ops.attention(q, k, v, causal=True, **scores)
-        return ops.decode_attention(q, k_cache, v_cache, cache.block_table, cache.seq_lens_after, **scores)
+        return ops.decode_attention(q, k_cache, v_cache, cache.block_table, cache.seq_lens_after, **scores, **scales)
 
 
 class MLP(nn.Module):

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..backend import implementation, library
 from .devices import check_same_device
-from .kv_append import token_places
+from .kv_append import check_scales, token_places
 from .score import accumulation_type, check_score_rule, final_scores, probabilities
 
 
@@ -23,12 +23,15 @@ def decode_attention(
     window: int | None = None,
     alibi_slopes: Tensor | None = None,
     softcap: float | None = None,
+    k_scales: Tensor | None = None,
+    v_scales: Tensor | None = None,
 ) -> Tensor:
     """Causal attention of the newest tokens of each sequence over all that its cache holds, the new ones included.
 
     q: (B, T, H, D); or, with query_start, (new tokens, H, D): sequence b brings rows query_start[b] ...
         query_start[b + 1] - 1. Contiguous in the last dimension. H_kv divides H; D <= 256.
-    k_cache, v_cache: (n_blocks, block_size, H_kv, D), contiguous, of q's dtype; block_table: (B, max_blocks) int32.
+    k_cache, v_cache: (n_blocks, block_size, H_kv, D), contiguous, of q's dtype or int8; block_table: (B, max_blocks)
+        int32.
     seq_lens: (B,) int32, the tokens a sequence has *with* the new ones; query i of T sees the first
         seq_lens - T + i + 1.
     scale: 1 / sqrt(D) by default. window: with w, of those the last w alone.
@@ -37,6 +40,9 @@ def decode_attention(
         arXiv:2108.12409).
     softcap: with c, each scaled score s becomes c * tanh(s / c), before ALiBi and the mask (Gemma 2, 2024,
         arXiv:2408.00118); from 1e-30 to 1e30.
+    k_scales, v_scales: (n_blocks, block_size, H_kv) float32, contiguous, with int8 caches and only with these: a key or
+        value is the int8 values of its token and head times their scale, as :func:`kv_append` writes them. q is then
+        float32, bfloat16 or float16.
     Returns a contiguous tensor of q's shape. A query that sees nothing (seq_lens 0) gives zeros.
     Not differentiable (RuntimeError where q or alibi_slopes requires a gradient).
     Raises ValueError or RuntimeError naming the argument. Values of tables and lengths are checked on the CPU; a GPU's
@@ -62,9 +68,22 @@ def decode_attention(
             window=window,
             alibi_slopes=alibi_slopes,
             softcap=softcap,
+            k_scales=k_scales,
+            v_scales=v_scales,
         )
     return library(kernels).decode_attention(
-        q, k_cache, v_cache, block_table, seq_lens, query_start, scale, window or 0, alibi_slopes, softcap or 0.0
+        q,
+        k_cache,
+        v_cache,
+        block_table,
+        seq_lens,
+        query_start,
+        scale,
+        window or 0,
+        alibi_slopes,
+        softcap or 0.0,
+        k_scales,
+        v_scales,
     )
 
 
@@ -80,9 +99,17 @@ def decode_attention_reference(
     window: int | None = None,
     alibi_slopes: Tensor | None = None,
     softcap: float | None = None,
+    k_scales: Tensor | None = None,
+    v_scales: Tensor | None = None,
 ) -> Tensor:
     """The same by torch ops of any precision: each row's keys are gathered, then scaled_dot_product_attention; or, with
-    alibi_slopes or softcap, the formula, in float32 at least."""
+    int8 caches, alibi_slopes or softcap, the formula, in float32 at least."""
+    check_scales("decode_attention", k_cache, k_scales, v_scales)
+    wide = accumulation_type(q.dtype)
+    if k_scales is not None:
+        k_cache, v_cache = (
+            cache.to(wide) * scales[..., None] for cache, scales in ((k_cache, k_scales), (v_cache, v_scales))
+        )
     H, D = q.shape[-2:]
     B, max_blocks = block_table.shape
     block_size, H_kv = k_cache.shape[1:3]
@@ -105,8 +132,7 @@ def decode_attention_reference(
     written = (key <= position[:, None])[:, None, :, None]
     k, v = k.masked_fill(~written, 0), v.masked_fill(~written, 0)
     scale = 1.0 / math.sqrt(D) if scale is None else scale
-    if alibi_slopes is not None or softcap is not None:
-        wide = accumulation_type(q.dtype)
+    if k_scales is not None or alibi_slopes is not None or softcap is not None:
         k, v = (t.to(wide).repeat_interleave(H // H_kv, dim=1) for t in (k, v))  # (rows, H, capacity, D)
         scores = rows[:, :, None].to(wide) @ k.transpose(2, 3) * scale
         distance = (position[:, None] - key)[:, None, None]
@@ -124,7 +150,20 @@ def decode_attention_reference(
 
 
 @torch.library.register_fake("minigpt::decode_attention")
-def _(q, k_cache, v_cache, block_table, seq_lens, query_start, scale, window, alibi_slopes, softcap) -> Tensor:
+def _(
+    q,
+    k_cache,
+    v_cache,
+    block_table,
+    seq_lens,
+    query_start,
+    scale,
+    window,
+    alibi_slopes,
+    softcap,
+    k_scales=None,
+    v_scales=None,
+) -> Tensor:
     check_same_device(
         "decode_attention",
         k_cache=k_cache,
@@ -134,5 +173,7 @@ def _(q, k_cache, v_cache, block_table, seq_lens, query_start, scale, window, al
         query_start=query_start,
         q=q,
         alibi_slopes=alibi_slopes,
+        k_scales=k_scales,
+        v_scales=v_scales,
     )
     return q.new_empty(q.shape)

@@ -5,7 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minigpt_ext import Decoder
 from minigpt_ext.backend import backend
+from minigpt_ext.generation.generate import generate
 from minigpt_ext.model import GPT, GPTConfig, KVCache
 
 CONFIG = GPTConfig(vocab_size=31, block_size=40, n_layer=3, n_head=2, n_embd=32)
@@ -78,6 +80,55 @@ def test_autocast():
         pieces = [model(part, cache=cache)[0] for part in ids.split([20] + [1] * 20, dim=1)]
     assert cache.v[0].dtype == torch.bfloat16
     assert (torch.cat(pieces, dim=1) - expected).abs().max() <= 0.05 * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", ["kernels", "torch"])
+@pytest.mark.parametrize("chunks", CHUNKS.values(), ids=CHUNKS.keys())
+@torch.no_grad()
+def test_int8(name, chunks):
+    model, ids = make()
+    with backend(name):
+        expected, _ = model(ids)
+        cache = model.new_cache(2, dtype=torch.int8)
+        pieces = [model(part, cache=cache)[0] for part in ids.split(chunks, dim=1)]
+    assert {t.dtype for t in (*cache.k, *cache.v)} == {torch.int8}
+    error = (torch.cat(pieces, dim=1) - expected).abs().max() / expected.abs().max()
+    assert error <= 0.02  # 0.004 or less was measured
+    if chunks != [40]:  # rounding is there to be seen where the cache is read
+        assert error > 1e-5
+
+
+@torch.no_grad()
+def test_int8_under_autocast():
+    model, ids = make()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected, _ = model(ids)
+        cache = model.new_cache(2, dtype=torch.int8)
+        pieces = [model(part, cache=cache)[0] for part in ids.split([20] + [1] * 20, dim=1)]
+    assert (torch.cat(pieces, dim=1) - expected).abs().max() <= 0.05 * expected.abs().max()
+
+
+@torch.no_grad()
+def test_generation_with_an_int8_cache():
+    model, ids = make(b=1, t=5)
+    cache = model.new_cache(1, dtype=torch.int8)
+    made = model.generate(ids, 3)
+    assert torch.equal(generate(model, ids, 3, cache=cache), made)
+    assert cache.length == 7 and cache.k[0].dtype == torch.int8
+    with pytest.raises(ValueError, match="cache must hold .* float32 on the CPU, not .* torch.int8"):
+        generate(Decoder(model), ids, 3, cache=cache)
+
+
+def test_int8_layout_and_size():
+    cache = KVCache(CONFIG, 3, 40, cache_block=16, dtype=torch.int8)
+    assert len(cache.k_scales) == len(cache.v_scales) == 3
+    assert cache.k_scales[0].shape == (9, 16, 2) and cache.k_scales[0].dtype == torch.float32
+    assert cache.nbytes == 2 * 3 * 9 * 16 * 2 * (16 + 4)
+
+
+def test_a_cache_of_another_type_is_refused():
+    with pytest.raises(ValueError, match=r"dtype must be .* torch.float32, or torch.int8, not torch.float16"):
+        make()[0].new_cache(2, dtype=torch.float16)
 
 
 @torch.no_grad()

@@ -124,7 +124,7 @@ RAGGED = {"k": normal(6, 2, 8), "v": normal(6, 2, 8)}
     "changed, message",
     [
         ({"k_cache": normal(5, 4, 16)}, "k_cache must be"),
-        ({"k_cache": torch.zeros(5, 4, 2, 8, dtype=torch.int8)}, "k_cache must be float32"),
+        ({"k_cache": torch.zeros(5, 4, 2, 8, dtype=torch.int32)}, "k_cache, unless it is int8, must be float32"),
         ({"k_cache": normal(5, 4, 2, 16)[..., ::2]}, "k_cache and v_cache must be contiguous"),
         ({"v_cache": normal(4, 5, 2, 8).transpose(0, 1)}, "k_cache and v_cache must be contiguous"),
         ({"v_cache": normal(5, 4, 2, 7)}, "v_cache must be"),
