@@ -85,6 +85,8 @@ struct AttendFew {
     for (int64_t j0 = t.key_begin, turn = 0; j0 < t.key_end; j0 += kTile, turn ^= 1) {
       const int64_t n = std::min(kTile, t.key_end - j0), *rows = places[turn];
       int64_t* const next = places[turn ^ 1];
+      int64_t scales[kTile];
+      if constexpr (sizeof(C) == 1) find_scales(p.layout, t.kv_begin, rows, n, scales);
       for (int64_t j = 0; j < n; j += W)
         for (int64_t h = 0; h < heads; ++h) {
           for (int64_t i = h * t.queries; i < (h + 1) * t.queries; ++i)
@@ -96,10 +98,10 @@ struct AttendFew {
         const KeyRange seen = visible_keys(position, p.window, j0, n);
         if (seen.first == seen.last) continue;
         A* scores = t.work + at * kTile;
-        if constexpr (sizeof(C) == 1) times_scales(scores, p.k_scales, p.layout, t.kv_begin + h, rows, n);
+        if constexpr (sizeof(C) == 1) times_scales(scores, p.k_scales + h, scales, n);
         apply<A, Bytes>(p.rule, t.head(t.kv_begin + h, i), {scores, nullptr, 1, n, kTile, position - j0});
         softmax_tile<A, Bytes, kTile>(scores, seen, t.m[at], t.l[at], t.acc + at * t.padded, t.padded);
-        if constexpr (sizeof(C) == 1) times_scales(scores, p.v_scales, p.layout, t.kv_begin + h, rows, n);
+        if constexpr (sizeof(C) == 1) times_scales(scores, p.v_scales + h, scales, n);
       }
       const bool more = j0 + kTile < t.key_end;
       find(j0 + kTile, next);

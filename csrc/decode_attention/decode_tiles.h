@@ -37,11 +37,14 @@ inline void find_rows(const PagedLayout& c, int64_t b, int64_t j0, int64_t n, in
   }
 }
 
-// Of an int8 cache: x_j times the scale of token j's head h, for n tokens in rows that find_rows found.
+// Where the scales of head h's keys lie in an int8 cache.
+inline void find_scales(const PagedLayout& c, int64_t h, const int64_t* rows, int64_t n, int64_t* places) {
+  for (int64_t j = 0; j < n; ++j) places[j] = rows[j] / c.D + h;
+}
+
 template <class A>
-ALWAYS_INLINE void times_scales(A* x, const float* scales, const PagedLayout& c, int64_t h, const int64_t* rows,
-                                int64_t n) {
-  for (int64_t j = 0; j < n; ++j) x[j] *= scales[rows[j] / c.D + h];
+ALWAYS_INLINE void times_scales(A* x, const float* scales, const int64_t* places, int64_t n) {
+  for (int64_t j = 0; j < n; ++j) x[j] *= scales[places[j]];
 }
 
 struct KeyRange {
