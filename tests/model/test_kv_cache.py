@@ -93,7 +93,7 @@ def test_int8(name, chunks):
         pieces = [model(part, cache=cache)[0] for part in ids.split(chunks, dim=1)]
     assert {t.dtype for t in (*cache.k, *cache.v)} == {torch.int8}
     error = (torch.cat(pieces, dim=1) - expected).abs().max() / expected.abs().max()
-    assert error <= 0.02  # 0.004 or less was measured
+    assert error <= 0.05  # 0.034 at most was measured, over eight models; a model in bfloat16 is as far from this one
     if chunks != [40]:  # rounding is there to be seen where the cache is read
         assert error > 1e-5
 
@@ -112,8 +112,8 @@ def test_int8_under_autocast():
 def test_generation_with_an_int8_cache():
     model, ids = make(b=1, t=5)
     cache = model.new_cache(1, dtype=torch.int8)
-    made = model.generate(ids, 3)
-    assert torch.equal(generate(model, ids, 3, cache=cache), made)
+    made = model.generate(ids, 3, temperature=0)
+    assert torch.equal(generate(model, ids, 3, temperature=0, cache=cache), made)
     assert cache.length == 7 and cache.k[0].dtype == torch.int8
     with pytest.raises(ValueError, match="cache must hold .* float32 on the CPU, not .* torch.int8"):
         generate(Decoder(model), ids, 3, cache=cache)
