@@ -81,8 +81,10 @@ struct AttendFew {
       find_rows(p.layout, t.b, j0, n, rows);
       for (int64_t j = n; j < kTile; ++j) rows[j] = rows[n - 1];  // whole vectors of keys: the last one again
     };
-    find(t.key_begin, places[0]);
-    for (int64_t j0 = t.key_begin, turn = 0; j0 < t.key_end; j0 += kTile, turn ^= 1) {
+    // What lies before the first query's window is not read.
+    const int64_t begin = p.window ? std::max(t.key_begin, t.position(0) + 1 - p.window) : t.key_begin;
+    find(begin, places[0]);
+    for (int64_t j0 = begin, turn = 0; j0 < t.key_end; j0 += kTile, turn ^= 1) {
       const int64_t n = std::min(kTile, t.key_end - j0), *rows = places[turn];
       int64_t* const next = places[turn ^ 1];
       int64_t scales[kTile];
