@@ -79,7 +79,7 @@ def measure(session: report.Session, name: str, config: mg.GPTConfig, absent: Co
             _, decode, tokens = ask(made, prompt[:32], new_tokens, rounds)
             if weights == "fp32" and (wrong := sorted(key for key in tokens if tokens[key] != tokens["ours"])):
                 raise report.WrongResult(f"decoding {name}: {', '.join(wrong)} chose other tokens than ours")
-            cache_bytes = 2 * 4 * config.n_layer * config.n_kv_head * config.head_dim * (32 + new_tokens / 2)
+            cache_bytes = decoder.new_cache(1, 64).nbytes / 64 * (32 + new_tokens / 2)  # blocks hold 64 tokens
             session.add(
                 report.Row(
                     shape=f"{name} {weights} decode {new_tokens} after 32",

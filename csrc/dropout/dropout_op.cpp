@@ -25,8 +25,9 @@ Tensor dropout(const Tensor& x, const std::optional<Tensor>& residual, double dr
   Tensor out = empty(x, {x.sizes().begin(), x.sizes().end()}, out_type);
   const DType out_dtype = dtype_of(out, kOp, "dtype");
   const auto half = [](DType type) { return type == DType::bf16 || type == DType::f16; };
-  check(dtype == out_dtype || (half(dtype) && out_dtype == DType::f32) || (half(out_dtype) && dtype == DType::f32 && !residual), kOp,
-        ": residual must have x's dtype, or be float32 where x is bfloat16 or float16; got x ",
+  check(dtype == out_dtype || (half(dtype) && out_dtype == DType::f32) ||
+            (half(out_dtype) && dtype == DType::f32 && !residual),
+        kOp, ": residual must have x's dtype, or be float32 where x is bfloat16 or float16; got x ",
         name_of(x.scalar_type()), ", residual ", name_of(out_type));
   const Tensor x_dense = dense(x);
   const std::optional<Tensor> residual_dense = residual ? std::optional(dense(*residual)) : std::nullopt;
