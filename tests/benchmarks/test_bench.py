@@ -59,7 +59,7 @@ def test_benchmark_runs(name: str, tmp_path: Path, threads: int) -> None:
         assert row["shape"] in printed
         assert {"ours", "torch"} <= row["times"].keys() and row["times"].keys() - {"ours"} == row["ratios"].keys()
         assert all(0 < t["p20_us"] <= t["median_us"] <= t["p80_us"] for t in row["times"].values())
-        assert 0 <= row["errors"]["ours"] < 1e-4
+        assert 0 <= row["errors"]["ours"] < (0.02 if "int8" in row["shape"] else 1e-4)
         assert row["rate"] > 0 and row["share"] > 0
 
 
