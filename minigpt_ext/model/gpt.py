@@ -151,8 +151,8 @@ class GPT(nn.Module):
     def new_cache(self, batch_size: int, max_tokens: int | None = None, *, dtype: torch.dtype | None = None) -> KVCache:
         """An empty cache for this model, on its device, for block_size tokens by default.
 
-        dtype: that which the model computes in now, by default; torch.int8 for a cache of little over a quarter of float32's,
-            rounded to 1/254 of the largest key or value of each token and head.
+        dtype: that which the model computes in now, by default; torch.int8 for a cache of little over a quarter of
+            float32's, rounded to 1/254 of the largest key or value of each token and head.
 
         Raises:
             ValueError: dtype is another one.
