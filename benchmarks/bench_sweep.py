@@ -138,6 +138,7 @@ def plot(rows: dict[Point, report.Row], options: report.Options) -> None:
     for axis in axes[-1]:
         axis.set_xlabel("T", fontsize=8)
     bar = figure.colorbar(image, ax=axes, ticks=[1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8], fraction=0.02)
+    bar.minorticks_off()  # their labels would lie on ours
     bar.ax.set_yticklabels(["1/8", "1/4", "1/2", "1", "2", "4", "8"])
     dtype = str(options.dtype).removeprefix("torch.")
     figure.suptitle(f"causal attention, {dtype}: torch's time / ours (green: ours is faster)", fontsize=10)

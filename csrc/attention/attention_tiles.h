@@ -149,8 +149,10 @@ void call_for(Args... args) {
   simd::call<WithoutDots<Body>>(args...);
 }
 
-// Whether there is so much work, some 10 us, that waking other threads for it pays.
-inline bool worth_waking(const AttentionShape& s) { return s.B * s.H * s.T * s.S * (s.D + 16) > 1 << 19; }
+// Whether there is so much work, some 10 us, that waking other threads for it pays. A head costs time however short it is.
+inline bool worth_waking(const AttentionShape& s) {
+  return s.B * s.H * (s.T * s.S * (s.D + 16) + 64 * s.D + 4096) > 1 << 19;
+}
 
 // Which keys of the tile from key `j0` on query i sees: [first, last), within 0 ... n.
 struct Range {
