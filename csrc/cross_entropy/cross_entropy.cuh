@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(kRowThreads)
   const int64_t row = int64_t{blockIdx.x} * (kRowThreads / Team) + threadIdx.x / Team;
   if (row >= p.rows) return;  // a whole team leaves, and only a team of one warp can
   const int64_t first = threadIdx.x % Team * W, target = target_of(p, row);
-  const T* const x = p.row_of_logits<T>(row);
+  const T* const x = static_cast<const T*>(p.logits) + row * p.V;
   T* const dx = p.dlogits ? static_cast<T*>(p.dlogits) + row * p.V : nullptr;
   A* const loss = static_cast<A*>(p.row_loss) + row;
   if (target == p.ignore_index) {

@@ -21,11 +21,6 @@ struct CrossEntropyForwardParams {
   void* row_loss;  // (rows,), scratch
   void* share;     // 1 / how many rows count, scratch
   void* dlogits;   // (rows, V), other memory than the logits; null where no gradient is wanted
-
-  template <class T>
-  const T* row_of_logits(int64_t row) const {
-    return static_cast<const T*>(logits) + row * V;
-  }
 };
 
 struct CrossEntropyBackwardParams {

@@ -60,7 +60,7 @@ struct Forward {
     const bool one_piece = p->V <= kPiece;
     alignas(64) A exponentials[kPiece];
     for (int64_t r = begin; r < end; ++r) {
-      const Row<T, Bytes> row{p->row_of_logits<T>(r), p->V};
+      const Row<T, Bytes> row{static_cast<const T*>(p->logits) + r * p->V, p->V};
       T* const dx = p->dlogits ? static_cast<T*>(p->dlogits) + r * p->V : nullptr;
       const int64_t target = target_of(*p, r);
       A* const loss = static_cast<A*>(p->row_loss) + r;
