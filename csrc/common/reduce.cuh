@@ -52,7 +52,9 @@ DEVICE A team_max(A v) {
   v = lanes_max<32>(v);
   if constexpr (Threads > 32) {
     SHARED(A[Threads / 32], warp_maxima);
-    __syncthreads();  // a maximum before this one may still be being read
+    // A maximum before this one may still be being read.
+    // equivalent without: no kernel takes two so far
+    __syncthreads();
     if (threadIdx.x % 32 == 0) warp_maxima[threadIdx.x / 32] = v;
     __syncthreads();
     for (int warp = 0; warp < Threads / 32; ++warp) v = std::fmax(v, warp_maxima[warp]);

@@ -95,11 +95,19 @@ def decode_attention() -> list[Tensor]:
     return results
 
 
+def cross_entropy() -> list[Tensor]:
+    """Rows that a whole block shares."""
+    logits = torch.randn(3, 2050, requires_grad=True)
+    loss = mg.ops.cross_entropy(logits, torch.tensor([5, -1, 2049]))
+    return [loss, *torch.autograd.grad(loss, logits)]
+
+
 CASES: dict[str, Callable[[], list[Tensor]]] = {
     "layer_norm": layer_norm,
     "rms_norm": rms_norm,
     "attention": attention,
     "decode_attention": decode_attention,
+    "cross_entropy": cross_entropy,
 }
 
 

@@ -207,7 +207,7 @@ ANY = {
     "rows": st.integers(1, 70),
     "V": st.integers(1, 150),
     "dtype": st.sampled_from(DTYPES),
-    "dloss": st.floats(-9, 9),
+    "dloss": st.floats(-9, 9).filter(lambda x: x == 0 or abs(x) > 1e-30),  # else gradients round to subnormal numbers
 }
 
 
