@@ -2,16 +2,19 @@
 
 A GPT-2 with random weights, batch 1, greedy; the same prompt, token count and threads for all. Weights in fp32, bf16,
 int8 and int4, each beside the nearest that transformers, CTranslate2 and llama.cpp have. Engines that are not installed
-are named and left out. In fp32 all must choose the same tokens.
+are named and left out. In fp32 all must choose the same tokens. Decoding is measured early and late in the context,
+where a token reads a longer cache and nothing else may have grown, and the memory of ours is told.
 """
 
 import dataclasses
+import os
 import tempfile
 from collections.abc import Container
 from pathlib import Path
 from time import sleep
 
 import decoding_peers as peers
+import machine
 import report
 import torch
 from timing import Times
@@ -66,36 +69,62 @@ def ask(
     return prefill, decode, tokens
 
 
+def cache_bytes(decoder: mg.Decoder, tokens: float) -> float:
+    """Of a cache of so many tokens, all of which a step reads."""
+    return decoder.new_cache(1, 64).nbytes / 64 * tokens  # blocks hold 64 tokens
+
+
+def resident() -> int | None:
+    """Bytes of memory that this process holds now; None where the system does not tell."""
+    told = Path("/proc/self/statm")
+    return int(told.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if told.exists() else None
+
+
+def memory_line(decoder: mg.Decoder, grown: int | None) -> str:
+    block_size = decoder.config.block_size
+    parts = [decoder.weight_bytes, decoder.buffer_bytes, decoder.new_cache(1).nbytes]
+    weights, buffers, cache, all_of_it = (f"{size / machine.MIB:.1f} MiB" for size in (*parts, sum(parts)))
+    line = f"memory of ours: weights {weights}, buffers {buffers}, cache of {block_size} tokens {cache}: {all_of_it}"
+    return line if grown is None else f"{line}; the process grew by {grown / machine.MIB:.1f} MiB"
+
+
 def measure(session: report.Session, name: str, config: mg.GPTConfig, absent: Container[str]) -> None:
     quick = session.options.quick
     rounds, new_tokens, long = (2, 8, 24) if quick else (5, 128, 256)
+    late = config.block_size - 1 - new_tokens
     has_goals = name == "gpt2" and not quick
     with tempfile.TemporaryDirectory() as folder:
         model = peers.random_gpt2(config, Path(folder))
-        prompt = torch.randint(config.vocab_size, (long,)).tolist()
+        prompt = torch.randint(config.vocab_size, (config.block_size,)).tolist()
         for weights in FORMATS:
+            before = resident()
             decoder = mg.Decoder(model, weights)
+            our_peer(decoder)(prompt[:late], new_tokens)
+            grown = None if before is None else resident() - before
             made = contenders(Path(folder), model, decoder, absent)
-            _, decode, tokens = ask(made, prompt[:32], new_tokens, rounds)
-            if weights == "fp32" and (wrong := sorted(key for key in tokens if tokens[key] != tokens["ours"])):
-                raise report.WrongResult(f"decoding {name}: {', '.join(wrong)} chose other tokens than ours")
-            cache_bytes = decoder.new_cache(1, 64).nbytes / 64 * (32 + new_tokens / 2)  # blocks hold 64 tokens
-            session.add(
-                report.Row(
-                    shape=f"{name} {weights} decode {new_tokens} after 32",
-                    times=decode,
-                    work=1,
-                    work_unit="tokens/s",
-                    ceiling="read",
-                    share=(decoder.weight_bytes + cache_bytes) / decode["ours"].median / session.ceilings["read"],
-                    goals={"llama.cpp": GOALS[weights]} if has_goals and weights in GOALS else {},
-                    share_goal=SHARE_GOALS.get(weights) if has_goals else None,
+            for start in (32, late):
+                _, decode, tokens = ask(made, prompt[:start], new_tokens, rounds if start == 32 else 2)
+                if weights == "fp32" and (wrong := sorted(key for key in tokens if tokens[key] != tokens["ours"])):
+                    raise report.WrongResult(f"decoding {name}: {', '.join(wrong)} chose other tokens than ours")
+                read = decoder.weight_bytes + cache_bytes(decoder, start + new_tokens / 2)
+                goals = has_goals and start == 32
+                session.add(
+                    report.Row(
+                        shape=f"{name} {weights} decode {new_tokens} after {start}",
+                        times=decode,
+                        work=1,
+                        work_unit="tokens/s",
+                        ceiling="read",
+                        share=read / decode["ours"].median / session.ceilings["read"],
+                        goals={"llama.cpp": GOALS[weights]} if goals and weights in GOALS else {},
+                        share_goal=SHARE_GOALS.get(weights) if goals else None,
+                    )
                 )
-            )
-            prefill, _, _ = ask(made, prompt, 1, rounds)
+            prefill, _, _ = ask(made, prompt[:long], 1, rounds)
             session.add(
                 report.Row(shape=f"{name} {weights} prefill {long}", times=prefill, work=long, work_unit="tokens/s")
             )
+            print(memory_line(decoder, grown), flush=True)
             del decoder, made
 
 

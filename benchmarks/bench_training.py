@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import minigpt_ext as mg
+from minigpt_ext.training.memory import keep_freed_memory
 from minigpt_ext.training.recipe import make_recipe
 from minigpt_ext.training.trainer import make_optimizer
 
@@ -116,7 +117,9 @@ def step_flops(model: nn.Module, tokens: int) -> float:
     return tokens * (6 * weights + 6 * config.n_layer * config.n_embd * config.block_size)
 
 
-def measure(session: report.Session, preset: str, batch: int, dropout: float, seconds: float) -> None:
+def measure(
+    session: report.Session, preset: str, batch: int, dropout: float, seconds: float, dtype: torch.dtype
+) -> None:
     options = session.options
     config = mg.GPTConfig.preset(preset, dropout=dropout)
     model = mg.GPT(config, seed=1).to(options.device)
@@ -125,9 +128,9 @@ def measure(session: report.Session, preset: str, batch: int, dropout: float, se
     ids = torch.randint(config.vocab_size, (batch, config.block_size), device=options.device)
     targets = ids.roll(-1, dims=1)
     name = f"{preset} {batch}x{config.block_size}{f' dropout {dropout:g}' if dropout else ''}"
+    name += " bf16" if dtype == torch.bfloat16 else ""
     errors = check(name, model, plain, ids[:2], targets[:2])
 
-    dtype = options.dtype
     contenders = {
         "ours": (model, "kernels", dtype),
         "torch": (copy.deepcopy(model), "torch", dtype),
@@ -145,14 +148,15 @@ def measure(session: report.Session, preset: str, batch: int, dropout: float, se
         step()
     times = timing.interleave(runs, seconds, at_least=3, at_most=50)
     has_goal = options.device.type == "cpu" and not options.quick
-    goals = GOALS.get(options.dtype, {}).get((preset, dropout), {}) if has_goal else {}
+    goals = GOALS.get(dtype, {}).get((preset, dropout), {}) if has_goal else {}
+    measured = dtype == options.dtype  # the ceiling is that dtype's
     row = report.Row(
         shape=name,
         times=times,
         work=ids.numel(),
         work_unit="tokens/s",
-        ceiling="gemm",
-        share=step_flops(model, ids.numel()) / times["ours"].median / session.ceilings["gemm"],
+        ceiling="gemm" if measured else None,
+        share=step_flops(model, ids.numel()) / times["ours"].median / session.ceilings["gemm"] if measured else None,
         goals=goals,
         errors=errors,
     )
@@ -160,17 +164,25 @@ def measure(session: report.Session, preset: str, batch: int, dropout: float, se
 
 
 def run(session: report.Session) -> None:
-    rivals = ["torch", "plain"]
-    rivals += ["plain fp32"] if session.options.dtype != torch.float32 else []
-    rivals += ["compile"] if session.options.compile else []
+    options = session.options
+    on_cpu = options.device.type == "cpu"
+    if on_cpu:
+        keep_freed_memory()  # as the trainer does; it serves all contenders
+    dtype = options.dtype
+    # On a CPU a float32 run has its bfloat16 row, too: goals of both are in one table.
+    with_bfloat16 = on_cpu and dtype == torch.float32 and not options.quick
+    rivals = ["torch", "plain", *(["plain fp32"] if with_bfloat16 or dtype != torch.float32 else [])]
+    rivals += ["compile"] if options.compile else []
     note = "one step; torch: the same model on torch's ops; plain: nanoGPT's way (PlainGPT here), with its erf GELU"
     session.begin("training", rivals, unit="ms", note=note)
-    if session.options.quick:
-        return measure(session, "tiny", 4, dropout=0.0, seconds=0.3)
-    measure(session, "tiny", 32, dropout=0.0, seconds=10)
-    measure(session, "small", 32, dropout=0.0, seconds=15)
-    measure(session, "medium", 16, dropout=0.0, seconds=20)
-    measure(session, "medium", 16, dropout=0.2, seconds=15)
+    if options.quick:
+        return measure(session, "tiny", 4, dropout=0.0, seconds=0.3, dtype=dtype)
+    measure(session, "tiny", 32, dropout=0.0, seconds=10, dtype=dtype)
+    measure(session, "small", 32, dropout=0.0, seconds=15, dtype=dtype)
+    measure(session, "medium", 16, dropout=0.0, seconds=20, dtype=dtype)
+    measure(session, "medium", 16, dropout=0.2, seconds=15, dtype=dtype)
+    if with_bfloat16:
+        measure(session, "medium", 16, dropout=0.0, seconds=20, dtype=torch.bfloat16)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from timing import best_time
 
 import minigpt_ext
 from minigpt_ext.cli.doctor import cpu_name, usable_cores
+from minigpt_ext.model.linear import linear
 
 GIB, MIB = 2**30, 2**20
 ROTATION_BUDGET = GIB  # the most memory that inputs may take so that they are cold
@@ -99,7 +100,7 @@ def load_average() -> float | None:
 def ceilings(device: torch.device, dtype: torch.dtype, quick: bool) -> dict[str, float]:
     """Bytes/s read and copied (read + written), over as much memory as inputs rotate through; FLOP/s of a square GEMM.
 
-    Each bandwidth is the best of some readers or copiers: which of torch's is fastest differs from machine to machine.
+    Each is the best of some readers, copiers or products: which of torch's is fastest differs from machine to machine.
     """
     seconds = 0.2 if quick else 1.0
     footprint = 2 * GIB if device.type == "cuda" else rotation_bytes(device, quick)
@@ -115,7 +116,10 @@ def ceilings(device: torch.device, dtype: torch.dtype, quick: bool) -> dict[str,
     copy = min(best_time(copier, device, seconds / len(copiers)) for copier in copiers)
     side = 8192 if device.type == "cuda" else 1024 if quick else 2048
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    gemm = best_time(lambda: torch.mm(a, b), device, seconds)
+    products = (torch.mm, linear)
+    gemm = min(
+        best_time(lambda product=product: product(a, b), device, seconds / len(products)) for product in products
+    )
     moved = source.nbytes + target.nbytes
     return {"read": moved / read, "copy": moved / copy, "gemm": 2 * side**3 / gemm}
 

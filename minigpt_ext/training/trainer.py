@@ -20,6 +20,7 @@ from minigpt_ext.training.checkpoint import CheckpointError, load_checkpoint, lo
 from minigpt_ext.training.dataset import Dataset
 from minigpt_ext.training.evaluation import evaluate
 from minigpt_ext.training.interruption import StopSignals
+from minigpt_ext.training.memory import keep_freed_memory
 from minigpt_ext.training.metrics import MetricsLog, Row
 from minigpt_ext.training.progress import Progress
 from minigpt_ext.training.recipe import Recipe
@@ -58,7 +59,7 @@ class Trainer:
     """Trains a GPT by a recipe and keeps its run directory.
 
     `directory` must be claimed, its config written. Seeds torch's default generators with `recipe.seed` (dropout
-    draws from them).
+    draws from them). On a CPU the process keeps the memory that it frees, as `keep_freed_memory` tells.
     """
 
     def __init__(self, recipe: Recipe, dataset: Dataset, directory: RunDirectory, progress: Progress):
@@ -67,6 +68,8 @@ class Trainer:
         self.directory = directory
         self.progress = progress
         self.device = torch.device(recipe.device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.model = GPT(recipe.model_config(dataset.tokenizer.vocab_size), seed=recipe.seed).to(self.device)
         self.optimizer = make_optimizer(self.model, recipe)
         self.windows = EvaluationWindows.over(dataset.validation, recipe.block_size, self.device)
