@@ -81,11 +81,12 @@ def test_decoding_benchmark_runs(tmp_path: Path, threads: int) -> None:
     assert all(f"{name} is not installed and left out" in printed for name in absent)
     rows = iter(told["rows"])
     for weights, expected in rivals.items():
-        for part in ("decode", "prefill"):
+        for part in ("decode", "decode", "prefill"):
             row = next(rows)
             assert f" {weights} {part} " in row["shape"] and row["shape"] in printed
             assert row["times"].keys() == {"ours"} | expected - absent and row["work_unit"] == "tokens/s"
             assert row["rate"] > 0
+    assert printed.count("memory of ours: ") == len(rivals)
 
 
 def test_tokenizer_benchmark_runs(tmp_path: Path, threads: int) -> None:
