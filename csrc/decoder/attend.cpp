@@ -1,5 +1,6 @@
 // The part of a layer between its first two matrices: queries and keys are normalised and rotated, keys and values go into
-// the cache, and the queries attend. With a bf16 cache queries, keys, values and what comes out are rounded to bf16.
+// the cache, and the queries attend. With a bf16 cache queries, keys, values and what comes out are rounded to bf16; with an
+// int8 one all are floats, and keys and values are quantised as they go in.
 #include <algorithm>
 #include <cmath>
 
@@ -22,6 +23,9 @@ void deal(int64_t n, int thread, int threads, const F& task) {
     if (i < n) task(i);
   }
 }
+
+// Of a layer; null where the cache has none.
+float* scales(const std::vector<float*>& layers, int64_t index) { return layers.empty() ? nullptr : layers[index]; }
 
 // n numbers, from floats to bf16 or back.
 struct Convert {
@@ -95,7 +99,10 @@ void Decoder::place_keys(const Layer& layer, int64_t index, int thread) {
                                 .k_batch_stride = chunk_.T * keys_.stride,
                                 .v_batch_stride = chunk_.T * values_.stride,
                                 .k_cache = cache_->k[index],
-                                .v_cache = cache_->v[index]};
+                                .v_cache = cache_->v[index],
+                                .k_scales = scales(cache_->k_scales, index),
+                                .v_scales = scales(cache_->v_scales, index),
+                                .dtype = cache_->dtype};
     kv_append_rows_cpu(append, begin, begin + rows);
   }
   pool_->barrier();
@@ -141,7 +148,9 @@ PagedLayout Decoder::layout(bool after) const {
 }
 
 void Decoder::attend(int64_t index, int thread) {
-  if (chunk_.T > 1 && (chunk_.start == 0 || in_one_piece()))
+  // The tiled kernel reads floats, so of an int8 cache nothing: its first tokens attend to what was not quantised.
+  const bool fresh = chunk_.start == 0;
+  if (quantised() ? fresh : chunk_.T > 1 && (fresh || in_one_piece()))
     attend_prompt(index, thread);
   else
     attend_cache(index, thread);
@@ -210,15 +219,15 @@ void Decoder::attend_cache(int64_t index, int thread) {
                           .q_head_stride = s.D,
                           .k_cache = cache_->k[index],
                           .v_cache = cache_->v[index],
+                          .k_scales = scales(cache_->k_scales, index),
+                          .v_scales = scales(cache_->v_scales, index),
                           .out = attention_out(0),
                           .partial_out = partial_out_.data(),
                           .partial_stats = partial_stats_.data(),
                           .splits = 1,
                           .keys_per_split = chunk_.start + chunk_.T};
-  if (chunk_.T == 1) {
-    const DecodeSplits splits = decode_splits_cpu(p.layout, p.H);
-    p.splits = splits.count, p.keys_per_split = splits.keys;
-  }
+  const DecodeSplits splits = decode_splits_cpu(p.layout, p.H);
+  if (chunk_.rows() * splits.count <= partial_rows) p.splits = splits.count, p.keys_per_split = splits.keys;
   const int threads = pool_->threads();
   const int64_t tasks = decode_attention_tasks(p), merges = decode_attention_merges(p);
   for (int64_t i = tasks * thread / threads; i < tasks * (thread + 1) / threads; ++i) decode_attention_task_cpu(p, i);

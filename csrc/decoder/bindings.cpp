@@ -79,10 +79,14 @@ void load(Decoder& self, const std::string& name, const Floats& values) {
   self.load(name, data, rows, columns);
 }
 
-// The tensors of a KVCache, by their addresses. The caller keeps them alive, and has checked their shapes.
-Cache cache_of(const std::string& dtype, const std::vector<uintptr_t>& k, const std::vector<uintptr_t>& v,
-               uintptr_t block_table, int64_t B, int64_t max_blocks, int64_t block_size, int64_t n_blocks) {
-  Cache cache{.dtype = named<DType>(dtype, {{"fp32", DType::f32}, {"bf16", DType::bf16}}),
+using Addresses = std::vector<uintptr_t>;
+
+// The tensors of a KVCache, by their addresses. The caller keeps them alive, and has checked their shapes; scales come with
+// int8 alone.
+Cache cache_of(const std::string& dtype, const Addresses& k, const Addresses& v, const Addresses& k_scales,
+               const Addresses& v_scales, uintptr_t block_table, int64_t B, int64_t max_blocks, int64_t block_size,
+               int64_t n_blocks) {
+  Cache cache{.dtype = named<DType>(dtype, {{"fp32", DType::f32}, {"bf16", DType::bf16}, {"int8", DType::f32}}),
               .n_blocks = n_blocks,
               .block_size = block_size,
               .B = B,
@@ -90,6 +94,8 @@ Cache cache_of(const std::string& dtype, const std::vector<uintptr_t>& k, const 
               .block_table = reinterpret_cast<const int32_t*>(block_table)};
   for (const uintptr_t address : k) cache.k.push_back(reinterpret_cast<void*>(address));
   for (const uintptr_t address : v) cache.v.push_back(reinterpret_cast<void*>(address));
+  for (const uintptr_t address : k_scales) cache.k_scales.push_back(reinterpret_cast<float*>(address));
+  for (const uintptr_t address : v_scales) cache.v_scales.push_back(reinterpret_cast<float*>(address));
   return cache;
 }
 
@@ -121,8 +127,8 @@ void read(Decoder& self, const py::array_t<int64_t, py::array::c_style>& ids, co
 void bind_decoder(py::module_& m) {
   using namespace py::literals;
   py::class_<Cache>(m, "DecoderCache", "A KVCache's memory, as the decode engine sees it.")
-      .def(py::init(&cache_of), "dtype"_a, "k"_a, "v"_a, "block_table"_a, "batch_size"_a, "max_blocks"_a,
-           "cache_block"_a, "n_blocks"_a);
+      .def(py::init(&cache_of), "dtype"_a, "k"_a, "v"_a, "k_scales"_a, "v_scales"_a, "block_table"_a, "batch_size"_a,
+           "max_blocks"_a, "cache_block"_a, "n_blocks"_a);
   py::class_<Decoder>(m, "Decoder", "The decode engine; minigpt_ext.decoder is its face.")
       .def(py::init(&make_decoder), "config"_a, "weights"_a, "threads"_a)
       .def("load", &load, "name"_a, "values"_a.noconvert(), "Packs or copies a parameter or a table.")

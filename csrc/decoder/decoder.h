@@ -25,8 +25,10 @@ namespace minigpt::decoder {
 
 // A KVCache: keys and values of each layer (n_blocks, block_size, H_kv, D), and which blocks a sequence's tokens are in.
 struct Cache {
-  DType dtype;  // f32 or bf16
+  DType dtype;  // f32 or bf16: of queries, keys and values as attention is handed them
   std::vector<void*> k, v;
+  std::vector<float*> k_scales,
+      v_scales;  // of int8 caches, whose dtype is f32: (n_blocks, block_size, H_kv); else none
   int64_t n_blocks, block_size, B, max_blocks;
   const int32_t* block_table;  // (B, max_blocks)
 };
@@ -77,7 +79,7 @@ class Decoder {
 
     T* row(int64_t i) const { return data + i * stride; }
   };
-  // What attention reads: of the cache's type.
+  // What attention reads: of the cache's dtype.
   struct Placed {
     const std::byte* data;
     int64_t stride, element_size;
@@ -131,6 +133,7 @@ class Decoder {
   const Cache* cache_ = nullptr;
   Logits logits_{};
   bool rounded() const { return cache_->dtype == DType::bf16; }
+  bool quantised() const { return !cache_->k_scales.empty(); }
   Rows<float> q_rows_{}, k_rows_{}, v_rows_{};
   Placed queries_{}, keys_{}, values_{};
 };

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from minigpt_ext.model import GPT
 
 FORMATS = ("fp32", "bf16", "int8", "int4")
-CACHE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+CACHE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 _CACHE_NAMES = {dtype: name for name, dtype in CACHE_DTYPES.items()}
 
 
@@ -32,7 +32,8 @@ class Decoder:
     rounded too, to bf16, or to int8 where weights are int8 or int4, and the cache is bf16 (see :meth:`new_cache`); sums
     are float. |difference| / |logits| was, at worst, 0.015 with bf16, 0.047 with int8 and 0.51 with int4, on some 250
     random models of all variants up to n_embd 128, whose logits are more sensitive than a trained one's (median: 0.006,
-    0.021, 0.22); 0.007 with fp32 weights and a bf16 cache. tests/decoder/decoder_check.py has the bounds. What a format
+    0.021, 0.22); 0.007 with fp32 weights and a bf16 cache, 0.012 with an int8 one, which with other weights adds little
+    to what these cost (0.017, 0.044 and 0.45 at worst). tests/decoder/decoder_check.py has the bounds. What a format
     costs on a text is told by :func:`perplexity`.
 
     Calls from several threads are served one after the other. A forked process must make a decoder of its own.
@@ -97,8 +98,11 @@ class Decoder:
         """An empty cache, for block_size tokens a sequence by default.
 
         Args:
-            dtype: of keys and values, torch.float32 or torch.bfloat16: half the memory and, where the context is long,
-                less time, for what rounding queries, keys, values and the attention's output to 8 bits costs. By
+            dtype: of keys and values. torch.float32; torch.bfloat16: half the memory and, where the context is long,
+                less time, for what rounding queries, keys, values and the attention's output to 8 bits costs;
+                torch.int8: little over a quarter of the memory, keys and values rounded to 1/254 of the largest of each
+                token and head, queries and the attention's output not at all. (The tokens read at once into an empty
+                int8 cache, up to 256 of all sequences together, attend to each other unrounded, as in the model.) By
                 default float32 with fp32 weights and bfloat16 with the others, which round the activations as much.
 
         Raises:
@@ -145,6 +149,8 @@ class Decoder:
             _CACHE_NAMES[cache.k[0].dtype],
             [k.data_ptr() for k in cache.k],
             [v.data_ptr() for v in cache.v],
+            [scales.data_ptr() for scales in cache.k_scales if scales is not None],
+            [scales.data_ptr() for scales in cache.v_scales if scales is not None],
             cache.block_table.data_ptr(),
             batch_size,
             cache.block_table.shape[1],
@@ -187,7 +193,8 @@ class Decoder:
 
 
 def _or(choices: Iterable[Any]) -> str:
-    return " or ".join(str(each) for each in choices)
+    *first, last = map(str, choices)
+    return f"{', '.join(first)} or {last}"
 
 
 def _shape_of(model: GPT) -> dict[str, Any]:

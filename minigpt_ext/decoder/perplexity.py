@@ -1,6 +1,7 @@
 """Perplexity of a text: what a weight format costs, in the one unit that language models are compared in."""
 
 import math
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ def perplexity(decoder: Decoder, ids: Tensor, *, cache_dtype: torch.dtype | None
     """e to the mean cross-entropy, in nats a token, of ids[1], ids[2], ... each after those before it.
 
     Contexts do not overlap: the text is read in runs of block_size + 1 tokens, the last of one the first of the next.
+    The first token of a run is read alone, so that all others see the keys and values as the cache keeps them.
 
     Args:
         decoder: of the model and in the format to judge.
@@ -32,7 +34,8 @@ def perplexity(decoder: Decoder, ids: Tensor, *, cache_dtype: torch.dtype | None
     for begin in range(0, len(ids) - 1, block):
         run = ids[begin : begin + block + 1]
         cache.reset()
-        for inputs, targets in zip(run[:-1].split(_TOKENS_A_CALL), run[1:].split(_TOKENS_A_CALL), strict=True):
-            logits = decoder.logits(inputs[None], cache)[0]
-            total += float(F.cross_entropy(logits, targets.long(), reduction="sum"))
+        last = len(run) - 1
+        for first, end in pairwise((0, *range(1, last, _TOKENS_A_CALL), last)):
+            logits = decoder.logits(run[None, first:end], cache)[0]
+            total += float(F.cross_entropy(logits, run[first + 1 : end + 1].long(), reduction="sum"))
     return math.exp(total / (len(ids) - 1))

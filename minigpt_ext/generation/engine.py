@@ -48,8 +48,9 @@ def reader_of(model: GPT | Decoder, weights: str | None, n_tokens: int, cache: K
         if obstacle:
             raise ValueError(f"weights={weights!r} is for the decode engine, and {obstacle}")
         return Decoder(model, weights)
-    dtypes = {parameter.dtype for parameter in model.parameters()} | ({cache.k[0].dtype} if cache else set())
-    if obstacle or dtypes != {torch.float32}:
+    if obstacle or {parameter.dtype for parameter in model.parameters()} != {torch.float32}:
+        return model
+    if cache is not None and cache.k[0].dtype not in (torch.float32, torch.int8):
         return model
     return Decoder(model)
 

@@ -54,8 +54,9 @@ def stream(
         temperature: 0 is greedy, 1 the model's own distribution.
         top_k: choose among the k likeliest ids only; all by default.
         seed: of the draws, the same on every device; by default they come from torch's default CPU generator.
-        cache: one to use in place of a new one, of ``model.new_cache(B)``; it is emptied first, and its max_tokens
-            stand for block_size in the policy above.
+        cache: one to use in place of a new one, of ``model.new_cache(B)`` (with dtype=torch.int8, for one that takes
+            little over a quarter of the memory); it is emptied first, and its max_tokens stand for block_size in the
+            policy above.
         n_ids: only ids below this are drawn: how many a tokenizer has, where the model's vocabulary was rounded up.
         weights: of the engine: "fp32" (the same logits within 1e-4 of the largest), or "bf16", "int8", "int4" (less to
             read, faster, less exact; see :class:`Decoder`); "model" for the model itself. By default "fp32" where the

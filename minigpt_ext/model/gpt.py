@@ -140,9 +140,11 @@ class GPT(nn.Module):
         top_k: int | None = None,
         seed: int | None = None,
         weights: str | None = None,
+        cache: KVCache | None = None,
     ) -> Tensor:
         """Continue ids (B, T) by max_new_tokens: (B, T + max_new_tokens). See :func:`generation.generate.generate`."""
-        return generate(self, ids, max_new_tokens, temperature=temperature, top_k=top_k, seed=seed, weights=weights)
+        options = dict(temperature=temperature, top_k=top_k, seed=seed, weights=weights, cache=cache)
+        return generate(self, ids, max_new_tokens, **options)
 
     def next_logits(self, ids: Tensor, cache: KVCache) -> Tensor:
         """Logits (B, V) for what follows the last of ids (B, T), which follow the tokens that the cache holds."""

@@ -40,6 +40,21 @@ def test_every_format_generates_what_its_logits_say(weights):
     assert torch.equal(model.generate(ids, 20, temperature=0, weights=weights), tokens)
 
 
+@pytest.mark.parametrize("weights", FORMATS)
+def test_generation_on_an_int8_cache(weights):
+    """Past the context too."""
+    model, ids = random_model("all modern"), random_ids(2, 7)
+    decoder = Decoder(model, weights)
+    cache, own = decoder.new_cache(2, dtype=torch.int8), model.new_cache(2, dtype=torch.int8)
+    made = decoder.generate(ids, 60, temperature=0, cache=cache)
+    assert torch.equal(model.generate(ids, 60, temperature=0, weights=weights, cache=own), made)
+    for ours, models in zip((*cache.k, *cache.v_scales), (*own.k, *own.v_scales), strict=True):
+        assert torch.equal(ours, models)
+    if weights == "fp32":
+        assert torch.equal(model.generate(ids, 60, temperature=0, cache=own), made)
+        assert isinstance(reader_of(model, None, 90, own), Decoder)
+
+
 def test_when_the_model_steps_itself():
     model = random_model()
     assert reader_of(model, None, WORTH_PACKING - 1) is model and reader_of(model, "model", 99) is model
@@ -114,9 +129,10 @@ def test_wrong_calls():
     assert cache.length == 0
     with pytest.raises(TypeError, match="cache must be a KVCache, not dict"):
         decoder.next_logits(random_ids(2, 1), {})
-    with pytest.raises(ValueError, match=r"3 layers of 4 heads of 6, .*float32 or .*bfloat16 on .*, .*float16 on cpu"):
+    with pytest.raises(ValueError, match=r"3 layers of 4 heads of 6, .*float32, .* or .*int8 on .*, .*float16 on cpu"):
         decoder.next_logits(random_ids(2, 1), mg.KVCache(decoder.config, 2, 9, dtype=torch.float16))
-    with pytest.raises(ValueError, match="dtype must be torch.float32 or torch.bfloat16, or None, not torch.float16"):
+    allowed = "torch.float32, torch.bfloat16 or torch.int8"
+    with pytest.raises(ValueError, match=f"dtype must be {allowed}, or None, not torch.float16"):
         decoder.new_cache(1, dtype=torch.float16)
     with pytest.raises(ValueError, match="weights must be None or the decoder's own, 'fp32', not 'int8'"):
         stream(decoder, random_ids(1, 1), 3, weights="int8")
