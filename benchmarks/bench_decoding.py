@@ -3,7 +3,8 @@
 A GPT-2 with random weights, batch 1, greedy; the same prompt, token count and threads for all. Weights in fp32, bf16,
 int8 and int4, each beside the nearest that transformers, CTranslate2 and llama.cpp have. Engines that are not installed
 are named and left out. In fp32 all must choose the same tokens. Decoding is measured early and late in the context,
-where a token reads a longer cache and nothing else may have grown, and the memory of ours is told.
+where a token reads a longer cache and nothing else may have grown, and the memory of ours is told. The share of the
+read bandwidth is that of a plain reader that takes its turn among the engines: memory's speed changes by the minute.
 """
 
 import dataclasses
@@ -11,7 +12,8 @@ import os
 import tempfile
 from collections.abc import Container
 from pathlib import Path
-from time import sleep
+from statistics import median
+from time import perf_counter, sleep
 
 import decoding_peers as peers
 import machine
@@ -49,14 +51,29 @@ def contenders(folder: Path, model: mg.GPT, decoder: mg.Decoder, absent: Contain
     return made
 
 
+class Reader:
+    """Reads memory far larger than any cache, and keeps the bytes/s of each time."""
+
+    def __init__(self, nbytes: int) -> None:
+        self.memory = torch.ones(nbytes // 4)
+        self.rates: list[float] = []
+
+    def __call__(self) -> None:
+        for _ in range(3):
+            began = perf_counter()
+            self.memory.sum()
+            self.rates.append(self.memory.nbytes / (perf_counter() - began))
+
+
 def ask(
-    made: dict[str, peers.Peer], prompt: list[int], n: int, rounds: int
-) -> tuple[dict[str, Times], dict[str, Times], dict[str, list[int]]]:
-    """Prefill and seconds a token of each, in turns; and the tokens they chose."""
+    made: dict[str, peers.Peer], prompt: list[int], n: int, rounds: int, reader: Reader
+) -> tuple[dict[str, Times], dict[str, Times], dict[str, list[int]], float]:
+    """Prefill and seconds a token of each, in turns; the tokens they chose; and the bytes/s read meanwhile."""
     first: dict[str, list[float]] = {name: [] for name in made}
     after: dict[str, list[float]] = {name: [] for name in made}
     tokens = {}
     order = list(made)
+    reader.rates.clear()
     for number in range(1 + rounds):
         for name in order:
             sleep(REST)
@@ -64,9 +81,11 @@ def ask(
             if number > 0:  # the first is to warm up
                 first[name].append(prefill)
                 after[name].append(decode)
+        sleep(REST)
+        reader()
         order.reverse()
     prefill, decode = ({name: Times.of(taken) for name, taken in samples.items()} for samples in (first, after))
-    return prefill, decode, tokens
+    return prefill, decode, tokens, median(reader.rates)
 
 
 def cache_bytes(decoder: mg.Decoder, tokens: float) -> float:
@@ -88,7 +107,7 @@ def memory_line(decoder: mg.Decoder, grown: int | None) -> str:
     return line if grown is None else f"{line}; the process grew by {grown / machine.MIB:.1f} MiB"
 
 
-def measure(session: report.Session, name: str, config: mg.GPTConfig, absent: Container[str]) -> None:
+def measure(session: report.Session, name: str, config: mg.GPTConfig, absent: Container[str], reader: Reader) -> None:
     quick = session.options.quick
     rounds, new_tokens, long = (2, 8, 24) if quick else (5, 128, 256)
     late = config.block_size - 1 - new_tokens
@@ -103,7 +122,7 @@ def measure(session: report.Session, name: str, config: mg.GPTConfig, absent: Co
             grown = None if before is None else resident() - before
             made = contenders(Path(folder), model, decoder, absent)
             for start in (32, late):
-                _, decode, tokens = ask(made, prompt[:start], new_tokens, rounds if start == 32 else 2)
+                _, decode, tokens, rate = ask(made, prompt[:start], new_tokens, rounds if start == 32 else 2, reader)
                 if weights == "fp32" and (wrong := sorted(key for key in tokens if tokens[key] != tokens["ours"])):
                     raise report.WrongResult(f"decoding {name}: {', '.join(wrong)} chose other tokens than ours")
                 read = decoder.weight_bytes + cache_bytes(decoder, start + new_tokens / 2)
@@ -115,12 +134,12 @@ def measure(session: report.Session, name: str, config: mg.GPTConfig, absent: Co
                         work=1,
                         work_unit="tokens/s",
                         ceiling="read",
-                        share=read / decode["ours"].median / session.ceilings["read"],
+                        share=read / decode["ours"].median / rate,
                         goals={"llama.cpp": GOALS[weights]} if goals and weights in GOALS else {},
                         share_goal=SHARE_GOALS.get(weights) if goals else None,
                     )
                 )
-            prefill, _, _ = ask(made, prompt[:long], 1, rounds)
+            prefill, *_ = ask(made, prompt[:long], 1, rounds, reader)
             session.add(
                 report.Row(shape=f"{name} {weights} prefill {long}", times=prefill, work=long, work_unit="tokens/s")
             )
@@ -137,11 +156,14 @@ def run(session: report.Session) -> None:
     note = "batch 1, greedy; ms: decode a token, prefill a prompt; a small model stays in the cache and can pass `read`"
     rivals = [name for name in ("llama.cpp", "ctranslate2", "transformers") if name not in absent]
     session.begin("decoding", rivals, unit="ms", note="\n".join([*told, note]))
+    reader = Reader(machine.MIB if session.options.quick else machine.GIB // 2)
     if session.options.quick:
         config = mg.GPTConfig(vocab_size=256, block_size=64, n_layer=2, n_head=2, n_embd=64, activation="gelu_tanh")
-        return measure(session, "2 layers of 64", config, absent)
+        return measure(session, "2 layers of 64", config, absent, reader)
     for preset in ("medium", "gpt2"):
-        measure(session, preset, dataclasses.replace(mg.GPTConfig.preset(preset), activation="gelu_tanh"), absent)
+        measure(
+            session, preset, dataclasses.replace(mg.GPTConfig.preset(preset), activation="gelu_tanh"), absent, reader
+        )
 
 
 if __name__ == "__main__":
