@@ -109,8 +109,8 @@ def memory_line(decoder: mg.Decoder, grown: int | None) -> str:
 
 def measure(session: report.Session, name: str, config: mg.GPTConfig, absent: Container[str], reader: Reader) -> None:
     quick = session.options.quick
-    rounds, new_tokens, long = (2, 8, 24) if quick else (5, 128, 256)
-    late = config.block_size - 1 - new_tokens
+    rounds, new_tokens, long = (2, 8, 24) if quick else (5, 128, min(256, config.block_size - 1))
+    late = config.block_size - new_tokens
     has_goals = name == "gpt2" and not quick
     with tempfile.TemporaryDirectory() as folder:
         model = peers.random_gpt2(config, Path(folder))
