@@ -1,5 +1,8 @@
 """KVCache: the keys and values of the tokens a model has already read, so that each new token costs one token."""
 
+import math
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,13 +55,11 @@ class KVCache:
         self.length = 0
         # Tensors made in inference mode could not be written outside it.
         with torch.inference_mode(False):
-            self.k: list[Tensor] = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.n_layer)]
-            self.v: list[Tensor] = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.n_layer)]
+            keys, values = ([_zeros(shape, dtype, device) for _ in range(config.n_layer)] for _ in range(2))
+            self.k: list[Tensor] = keys
+            self.v: list[Tensor] = values
             self.k_scales, self.v_scales = (
-                [
-                    torch.zeros(shape[:3], dtype=torch.float32, device=device) if dtype == torch.int8 else None
-                    for _ in range(config.n_layer)
-                ]
+                [_zeros(shape[:3], torch.float32, device) if dtype == torch.int8 else None for _ in keys]
                 for _ in range(2)
             )
             blocks = torch.arange(batch_size * max_blocks, dtype=torch.int32, device=device)
@@ -94,3 +95,18 @@ class KVCache:
         """Bytes of keys, values and their scales, all layers together, used or not."""
         tensors = (*self.k, *self.v, *self.k_scales, *self.v_scales)
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype | None, device: torch.device | str | None) -> Tensor:
+    """torch.zeros. On a CPU the memory comes from calloc: the system clears a page when it is first written.
+
+    torch would clear it by its threads, and these then spin for milliseconds on the cores that are to read the prompt.
+    """
+    device = torch.get_default_device() if device is None else torch.device(device)
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    dtype = torch.get_default_dtype() if dtype is None else dtype
+    nbytes = math.prod(shape) * dtype.itemsize
+    memory = np.zeros(nbytes + 63, dtype=np.uint8)
+    begin = -memory.ctypes.data % 64  # a cache line's beginning, as torch's own tensors have
+    return torch.from_numpy(memory[begin : begin + nbytes]).view(dtype).view(shape)
