@@ -1,5 +1,9 @@
 #include "thread_pool.h"
 
+#ifdef __linux__
+#include <sched.h>
+#endif
+
 #include <stdexcept>
 #include <string>
 
@@ -13,6 +17,24 @@ void pause() {
   asm volatile("yield");
 #endif
 }
+
+#ifdef __linux__
+int this_cpu() { return sched_getcpu(); }
+
+// The kernel likes to wake a thread on the core of the one that wakes it, which goes on working: the two would share that
+// core for milliseconds, until the kernel evens out its queues. A thread that may not run there is moved at once.
+void leave_cpu(int cpu) {
+  cpu_set_t allowed, others;
+  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
+  others = allowed;
+  CPU_CLR(cpu, &others);
+  if (CPU_COUNT(&others) > 0 && sched_setaffinity(0, sizeof others, &others) == 0)
+    sched_setaffinity(0, sizeof allowed, &allowed);
+}
+#else
+int this_cpu() { return -1; }
+void leave_cpu(int) {}
+#endif
 
 }  // namespace
 
@@ -46,11 +68,15 @@ void ThreadPool::wait_while(Word& word, uint32_t value, std::chrono::microsecond
   sleepers_.fetch_add(1);
   while (word.load() == value) word.wait(value);
   sleepers_.fetch_sub(1);
+  if (const int cpu = waker_cpu_.load(std::memory_order_relaxed); cpu >= 0 && cpu == this_cpu()) leave_cpu(cpu);
 }
 
 void ThreadPool::change(Word& word) {
   word.fetch_add(1);
-  if (sleepers_.load() != 0) word.notify_all();
+  if (sleepers_.load() == 0) return;
+  waker_cpu_.store(this_cpu(), std::memory_order_relaxed);
+  word.notify_all();
+  std::this_thread::yield();  // to those woken on this core, who then leave it
 }
 
 void ThreadPool::run(Call call, const void* context) {

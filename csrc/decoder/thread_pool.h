@@ -45,10 +45,11 @@ class ThreadPool {
   const void* context_ = nullptr;
   bool stop_ = false;
   // Each on a cache line of its own, so that those who arrive do not disturb those who wait.
-  alignas(64) Word started_{0};   // counts runs
-  alignas(64) Word passed_{0};    // counts barriers
-  alignas(64) Word arrived_{0};   // threads that have come to the next barrier
-  alignas(64) Word sleepers_{0};  // threads in the kernel's hands
+  alignas(64) Word started_{0};     // counts runs
+  alignas(64) Word passed_{0};      // counts barriers
+  alignas(64) Word arrived_{0};     // threads that have come to the next barrier
+  alignas(64) Word sleepers_{0};    // threads in the kernel's hands
+  std::atomic<int> waker_cpu_{-1};  // where the last one ran that woke others
   std::vector<std::thread> workers_;
 };
 

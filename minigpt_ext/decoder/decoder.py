@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("fp32", "bf16", "int8", "int4")
 CACHE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
+_PARAMETERS_A_THREAD = 1_000_000
 _CACHE_NAMES = {dtype: name for name, dtype in CACHE_DTYPES.items()}
 
 
@@ -48,7 +49,8 @@ class Decoder:
     Args:
         model: a GPT, on the CPU, of any floating dtype.
         weights: "fp32"; "bf16"; "int8" or "int4", with a scale for every 32 weights of a row.
-        threads: ``torch.get_num_threads()`` by default.
+        threads: by default ``torch.get_num_threads()``, or fewer where the model is small: one for every million
+            parameters. Below, a token costs threads more in waiting for each other than they save.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong kind or out of range, the model is not on the CPU, or it has
@@ -63,7 +65,8 @@ class Decoder:
             raise TypeError(f"model must be a GPT, not {type(model).__name__}")
         if weights not in FORMATS:
             raise ValueError(f"weights must be one of {', '.join(FORMATS)}, not {weights!r}")
-        threads = torch.get_num_threads() if threads is None else threads
+        if threads is None:
+            threads = max(1, min(torch.get_num_threads(), model.num_parameters() // _PARAMETERS_A_THREAD))
         if not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= 1024:
             raise ValueError(f"threads must be an integer from 1 to 1024, not {threads!r}")
         self.config, self.weights = model.config, weights

@@ -199,6 +199,14 @@ def test_workers_end_with_the_interpreter_and_ctrl_c_is_heard():
     assert process.returncode != 0 and told.rstrip().endswith("KeyboardInterrupt")
 
 
+def test_a_small_model_takes_fewer_threads(threads):
+    """Unless it is told: a thread for every million parameters, of those that torch has."""
+    threads(3)
+    small, large = random_model(), random_model(n_embd=1024, n_head=8, n_layer=1)
+    assert small.num_parameters() < 1e6 and large.num_parameters() > 3e6
+    assert [Decoder(small).threads, Decoder(small, threads=2).threads, Decoder(large).threads] == [1, 2, 3]
+
+
 def test_workers_end_with_the_decoder():
     tasks = Path("/proc/self/task")
     if not tasks.exists():
