@@ -24,12 +24,12 @@ template <class A, class Weight>
 struct AddChunks {
   template <int Bytes>
   static ALWAYS_INLINE void run(const A* partial, int64_t chunks, int64_t C, Weight* sums, int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; i += simd::lanes<A, Bytes>) {
+    simd::each_vector<A, Bytes>(end - begin, [&](int64_t i, auto left) __attribute__((always_inline)) {
       simd::Vector<A, Bytes> total = {};
       for (int64_t chunk = 0; chunk < chunks; ++chunk)
-        total += simd::load_part<Bytes>(partial + chunk * C + i, end - i);
-      simd::store_part<Bytes>(sums + i, total, end - i);
-    }
+        total += simd::load_part<Bytes>(partial + chunk * C + begin + i, left);
+      simd::store_part<Bytes>(sums + begin + i, total, left);
+    });
   }
 };
 

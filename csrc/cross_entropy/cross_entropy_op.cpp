@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <tuple>
 
 #include "../common/checks.h"
@@ -12,9 +13,11 @@ constexpr const char* kOp = "cross_entropy";
 template <class Id>
 void check_values(const Tensor& targets, int64_t V, int64_t ignore_index) {
   const Id* const values = static_cast<const Id*>(targets.const_data_ptr());
-  for (int64_t i = 0; i < targets.numel(); ++i)
-    check((values[i] >= 0 && values[i] < V) || values[i] == ignore_index, kOp, ": targets must be in [0, ", V,
-          ") or ignore_index = ", ignore_index, ", got ", values[i], " as element ", i);
+  const Id* const end = values + targets.numel();
+  const Id* const wrong = std::find_if(values, end, [=](Id id) { return (id < 0 || id >= V) && id != ignore_index; });
+  if (wrong != end)
+    check(false, kOp, ": targets must be in [0, ", V, ") or ignore_index = ", ignore_index, ", got ", *wrong,
+          " as element ", wrong - values);
 }
 
 }  // namespace

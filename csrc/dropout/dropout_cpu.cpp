@@ -1,6 +1,7 @@
 #include "../common/dispatch.h"
 #include "../common/parallel.h"
 #include "../common/philox_simd.h"
+#include "../common/stream.h"
 #include "dropout.h"
 
 namespace minigpt {
@@ -56,14 +57,26 @@ struct Dropout {
     Out* const out = static_cast<Out*>(p->out);
     const uint64_t seed = static_cast<uint64_t>(*p->seed);
     const A scale = A(p->scale);
-    for (int64_t block = begin; block < end; block += Kept::count) {
-      const Kept kept(seed, p->threshold, block);
-      for (int64_t i = block; i < end && i < block + Kept::count; i += Kept::W) {
-        V v = kept.at(i - block) ? simd::load_part<Bytes>(x + i, end - i) * scale : V{};
-        if (residual) v += simd::load_part<Bytes>(residual + i, end - i);
-        simd::store_part<Bytes>(out + i, v, end - i);
+    const bool streamed = is_streamed(out, p->n * sizeof(Out));
+    const auto drop = [&](int64_t i, auto left, typename Kept::Mask mask) __attribute__((always_inline)) {
+      simd::fetch_ahead(x + i);
+      V v = mask ? simd::load_part<Bytes>(x + i, left) * scale : V{};
+      if (residual) {
+        simd::fetch_ahead(residual + i);
+        v += simd::load_part<Bytes>(residual + i, left);
       }
+      simd::store_part<Bytes>(out + i, v, left, streamed);
+    };
+    int64_t block = begin;
+    for (; block + Kept::count <= end; block += Kept::count) {
+      const Kept kept(seed, p->threshold, block);
+      for (int64_t ahead = 0; ahead < Kept::count; ahead += Kept::W) drop(block + ahead, simd::Whole{}, kept.at(ahead));
     }
+    if (block < end) {
+      const Kept kept(seed, p->threshold, block);
+      for (int64_t i = block; i < end; i += Kept::W) drop(i, end - i, kept.at(i - block));
+    }
+    if (streamed) simd::end_stream();
   }
 };
 

@@ -2,6 +2,7 @@
 
 #include "../common/column_sums_cpu.h"
 #include "../common/dispatch.h"
+#include "../common/stream.h"
 #include "gelu.h"
 #include "gelu_simd.h"
 
@@ -13,21 +14,26 @@ constexpr int64_t kChunk = 16384;  // elements a task: enough to outweigh handin
 template <class T, class Form>
 struct Forward {
   template <int Bytes>
-  static ALWAYS_INLINE void run(const T* x, T* y, int64_t n) {
+  static ALWAYS_INLINE void run(const T* x, T* y, int64_t n, bool streamed) {
     simd::each_vector<accumulate_t<T>, Bytes>(n, [&](int64_t i, auto left) __attribute__((always_inline)) {
-      simd::store_part<Bytes>(y + i, Form::template value<Bytes>(simd::load_part<Bytes>(x + i, left)), left);
+      simd::fetch_ahead(x + i);
+      simd::store_part<Bytes>(y + i, Form::template value<Bytes>(simd::load_part<Bytes>(x + i, left)), left, streamed);
     });
+    if (streamed) simd::end_stream();
   }
 };
 
 template <class T, class Form>
 struct Backward {
   template <int Bytes>
-  static ALWAYS_INLINE void run(const T* dy, const T* x, T* dx, int64_t n) {
+  static ALWAYS_INLINE void run(const T* dy, const T* x, T* dx, int64_t n, bool streamed) {
     simd::each_vector<accumulate_t<T>, Bytes>(n, [&](int64_t i, auto left) __attribute__((always_inline)) {
+      simd::fetch_ahead(x + i);
+      simd::fetch_ahead(dy + i);
       const auto slope = Form::template slope<Bytes>(simd::load_part<Bytes>(x + i, left));
-      simd::store_part<Bytes>(dx + i, simd::load_part<Bytes>(dy + i, left) * slope, left);
+      simd::store_part<Bytes>(dx + i, simd::load_part<Bytes>(dy + i, left) * slope, left, streamed);
     });
+    if (streamed) simd::end_stream();
   }
 };
 
@@ -37,14 +43,17 @@ struct BiasForward {
   static ALWAYS_INLINE void run(const BiasGeluForwardParams* p, int64_t begin, int64_t end) {
     const int64_t C = p->C;
     const Bias* const bias = static_cast<const Bias*>(p->bias);
+    const bool streamed = is_streamed(p->y, p->rows * C * sizeof(T), C * sizeof(T));
     for (int64_t row = begin; row < end; ++row) {
       const T* const x = static_cast<const T*>(p->x) + row * C;
       T* const y = static_cast<T*>(p->y) + row * C;
       simd::each_vector<accumulate_t<T>, Bytes>(C, [&](int64_t i, auto left) __attribute__((always_inline)) {
+        simd::fetch_ahead(x + i);
         const auto v = simd::load_part<Bytes>(x + i, left) + simd::load_part<Bytes>(bias + i, left);
-        simd::store_part<Bytes>(y + i, Form::template value<Bytes>(v), left);
+        simd::store_part<Bytes>(y + i, Form::template value<Bytes>(v), left, streamed);
       });
     }
+    if (streamed) simd::end_stream();
   }
 };
 
@@ -55,13 +64,16 @@ struct BiasBackward {
   static ALWAYS_INLINE void run(const BiasGeluBackwardParams* p, int64_t chunk, int64_t begin, int64_t end) {
     accumulate_t<T>* const dbias = static_cast<accumulate_t<T>*>(p->partial) + chunk * p->C;
     std::fill_n(dbias, p->C, accumulate_t<T>(0));
+    const int64_t row_bytes = p->C * sizeof(T);
+    const bool streamed = is_streamed(p->dx, p->rows * row_bytes, row_bytes);
     int64_t row = begin;
-    for (; row + 2 <= end; row += 2) rows<Bytes, 2>(*p, row, dbias);
-    if (row < end) rows<Bytes, 1>(*p, row, dbias);
+    for (; row + 2 <= end; row += 2) rows<Bytes, 2>(*p, row, dbias, streamed);
+    if (row < end) rows<Bytes, 1>(*p, row, dbias, streamed);
+    if (streamed) simd::end_stream();
   }
 
   template <int Bytes, int Rows, class A>
-  static ALWAYS_INLINE void rows(const BiasGeluBackwardParams& p, int64_t row, A* dbias) {
+  static ALWAYS_INLINE void rows(const BiasGeluBackwardParams& p, int64_t row, A* dbias, bool streamed) {
     const int64_t C = p.C;
     const T *const dy = static_cast<const T*>(p.dy) + row * C, *const x = static_cast<const T*>(p.x) + row * C;
     T* const dx = static_cast<T*>(p.dx) + row * C;
@@ -71,9 +83,11 @@ struct BiasBackward {
       auto sum = simd::load_part<Bytes>(dbias + i, left);
 #pragma GCC unroll 2
       for (int r = 0; r < Rows; ++r) {
+        simd::fetch_ahead(x + r * C + i);
+        simd::fetch_ahead(dy + r * C + i);
         const auto slope = Form::template slope<Bytes>(simd::load_part<Bytes>(x + r * C + i, left) + b);
         const auto d = simd::load_part<Bytes>(dy + r * C + i, left) * slope;
-        simd::store_part<Bytes>(dx + r * C + i, d, left);
+        simd::store_part<Bytes>(dx + r * C + i, d, left, streamed);
         sum += d;
       }
       simd::store_part<Bytes>(dbias + i, sum, left);
@@ -93,7 +107,8 @@ void gelu_forward_range_cpu(const GeluForwardParams& p, int64_t begin, int64_t e
     dispatch_form(p.tanh, [&](auto form) {
       using T = typename decltype(type)::type;
       const T* const x = static_cast<const T*>(p.x) + begin;
-      simd::call<Forward<T, typename decltype(form)::type>>(x, static_cast<T*>(p.y) + begin, end - begin);
+      simd::call<Forward<T, typename decltype(form)::type>>(x, static_cast<T*>(p.y) + begin, end - begin,
+                                                            is_streamed(p.y, p.n * sizeof(T)));
     });
   });
 }
@@ -109,7 +124,8 @@ void gelu_backward_cpu(const GeluBackwardParams& p) {
       parallel_ranges(p.n, kChunk, [&](int64_t begin, int64_t end) {
         const T *const dy = static_cast<const T*>(p.dy) + begin, *const x = static_cast<const T*>(p.x) + begin;
         T* const dx = static_cast<T*>(p.dx) + begin;
-        simd::call<Backward<T, typename decltype(form)::type>>(dy, x, dx, end - begin);
+        simd::call<Backward<T, typename decltype(form)::type>>(dy, x, dx, end - begin,
+                                                               is_streamed(p.dx, p.n * sizeof(T)));
       });
     });
   });

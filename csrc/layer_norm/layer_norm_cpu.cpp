@@ -3,26 +3,32 @@
 
 #include "../common/column_sums_cpu.h"
 #include "../common/dispatch.h"
+#include "../common/stream.h"
 #include "layer_norm.h"
 
 namespace minigpt {
 namespace {
+
+constexpr int64_t kAhead = 1024;  // the least number of values that memory is asked for ahead of their use
 
 // A few rows at a time: while one waits for its sums, another adds up.
 template <class T, class Residual, class Weight>
 struct Forward {
   template <int Bytes>
   static ALWAYS_INLINE void run(const LayerNormForwardParams* p, int64_t begin, int64_t end) {
+    const int64_t row_bytes = p->C * sizeof(T);
+    const bool streamed = is_streamed(p->y, p->rows * row_bytes, row_bytes);
     int64_t row = begin;
-    for (; row + 4 <= end; row += 4) rows<Bytes, 4>(*p, row);
-    for (; row < end; ++row) rows<Bytes, 1>(*p, row);
+    for (; row + 4 <= end; row += 4) rows<Bytes, 4>(*p, row, streamed);
+    for (; row < end; ++row) rows<Bytes, 1>(*p, row, streamed);
+    if (streamed) simd::end_stream();
   }
 
   template <int Bytes, int Rows>
-  static ALWAYS_INLINE void rows(const LayerNormForwardParams& p, int64_t row) {
+  static ALWAYS_INLINE void rows(const LayerNormForwardParams& p, int64_t row, bool streamed) {
     using A = accumulate_t<T>;
     using V = simd::Vector<A, Bytes>;
-    const int64_t C = p.C;
+    const int64_t C = p.C, ahead = std::max<int64_t>(Rows * C, kAhead);
     const Weight *const weight = static_cast<const Weight*>(p.weight), *const bias = static_cast<const Weight*>(p.bias);
     const T* const x = static_cast<const T*>(p.x) + row * C;
     const Residual* s = static_cast<const Residual*>(p.x) + row * C;  // without a residual both types are one
@@ -58,8 +64,8 @@ struct Forward {
 #pragma GCC unroll 4
       for (int r = 0; r < Rows; ++r) {
         const int64_t at = r * C + i;
-        __builtin_prefetch(x + Rows * C + at);  // the memory would be idle while the sums are waited for
-        simd::store_part<Bytes>(y + at, (simd::load_part<Bytes>(s + at, n) - mean[r]) * rstd[r] * w + b, n);
+        __builtin_prefetch(x + ahead + at);  // the memory would be idle while the sums are waited for
+        simd::store_part<Bytes>(y + at, (simd::load_part<Bytes>(s + at, n) - mean[r]) * rstd[r] * w + b, n, streamed);
       }
     });
     for (int r = 0; r < Rows; ++r) {
@@ -79,15 +85,18 @@ struct Backward {
     A *dweight = static_cast<A*>(p->partial) + chunk * p->C, *dbias = dweight + p->chunks * p->C;
     std::fill_n(dweight, p->C, A(0));
     std::fill_n(dbias, p->C, A(0));
+    const int64_t row_bytes = p->C * sizeof(T);
+    const bool streamed = is_streamed(p->dx, p->rows * row_bytes, row_bytes);
     int64_t row = begin;
-    for (; row + 4 <= end; row += 4) rows<Bytes, 4>(*p, row, dweight, dbias);
-    for (; row < end; ++row) rows<Bytes, 1>(*p, row, dweight, dbias);
+    for (; row + 4 <= end; row += 4) rows<Bytes, 4>(*p, row, dweight, dbias, streamed);
+    for (; row < end; ++row) rows<Bytes, 1>(*p, row, dweight, dbias, streamed);
+    if (streamed) simd::end_stream();
   }
 
   template <int Bytes, int Rows, class A>
-  static ALWAYS_INLINE void rows(const LayerNormBackwardParams& p, int64_t row, A* dweight, A* dbias) {
+  static ALWAYS_INLINE void rows(const LayerNormBackwardParams& p, int64_t row, A* dweight, A* dbias, bool streamed) {
     using V = simd::Vector<A, Bytes>;
-    const int64_t C = p.C;
+    const int64_t C = p.C, ahead = std::max<int64_t>(Rows * C, kAhead);
     const T* const dy = static_cast<const T*>(p.dy) + row * C;
     const Residual* const s = static_cast<const Residual*>(p.s) + row * C;
     const Weight* const weight = static_cast<const Weight*>(p.weight);
@@ -119,13 +128,13 @@ struct Backward {
 #pragma GCC unroll 4
       for (int r = 0; r < Rows; ++r) {
         const int64_t at = r * C + i;
-        __builtin_prefetch(dy + Rows * C + at);
-        __builtin_prefetch(s + Rows * C + at);
+        __builtin_prefetch(dy + ahead + at);
+        __builtin_prefetch(s + ahead + at);
         const V g = simd::load_part<Bytes>(dy + at, n) * w;
         const V xhat = (simd::load_part<Bytes>(s + at, n) - mean[r]) * rstd[r];
         V v = rstd[r] * (g - avg_g[r] - xhat * avg_gx[r]);
         if (p.ds) v += simd::load_part<Bytes>(static_cast<const Residual*>(p.ds) + row * C + at, n);
-        simd::store_part<Bytes>(static_cast<T*>(p.dx) + row * C + at, v, n);
+        simd::store_part<Bytes>(static_cast<T*>(p.dx) + row * C + at, v, n, streamed);
         if (p.dresidual) simd::store_part<Bytes>(static_cast<Residual*>(p.dresidual) + row * C + at, v, n);
       }
     });

@@ -3,6 +3,7 @@
 
 #include "../common/column_sums_cpu.h"
 #include "../common/dispatch.h"
+#include "../common/stream.h"
 #include "rms_norm.h"
 
 namespace minigpt {
@@ -21,6 +22,7 @@ struct Forward {
     using V = simd::Vector<A, Bytes>;
     const int64_t C = p->C, ahead = 2 * p->layout.inner_stride;
     const Weight* weight = static_cast<const Weight*>(p->weight);
+    const bool streamed = is_streamed(p->y, p->rows * C * sizeof(T), C * sizeof(T));
     for (int64_t row = begin; row < end; ++row) {
       const T* x = row_of<T>(p->x, p->layout, row);
       const Residual* s = row_of<Residual>(p->x, p->layout, row);  // without a residual both types are one
@@ -42,10 +44,11 @@ struct Forward {
       simd::each_vector<A, Bytes>(C, [&](int64_t i, auto left) __attribute__((always_inline)) {
         __builtin_prefetch(x + ahead + i);  // the memory would be idle while a row's sum is waited for
         const V w = simd::load_part<Bytes>(weight + i, left);
-        simd::store_part<Bytes>(y + i, simd::load_part<Bytes>(s + i, left) * rstd * w, left);
+        simd::store_part<Bytes>(y + i, simd::load_part<Bytes>(s + i, left) * rstd * w, left, streamed);
       });
       if (p->rstd) static_cast<A*>(p->rstd)[row] = rstd;
     }
+    if (streamed) simd::end_stream();
   }
 };
 
@@ -58,13 +61,16 @@ struct Backward {
     using A = accumulate_t<T>;
     A* dweight = static_cast<A*>(p->partial) + chunk * p->C;
     std::fill_n(dweight, p->C, A(0));
+    const int64_t row_bytes = p->C * sizeof(T);
+    const bool streamed = is_streamed(p->dx, p->rows * row_bytes, row_bytes);
     int64_t row = begin;
-    for (; row + 4 <= end; row += 4) rows<Bytes, 4>(*p, row, dweight);
-    for (; row < end; ++row) rows<Bytes, 1>(*p, row, dweight);
+    for (; row + 4 <= end; row += 4) rows<Bytes, 4>(*p, row, dweight, streamed);
+    for (; row < end; ++row) rows<Bytes, 1>(*p, row, dweight, streamed);
+    if (streamed) simd::end_stream();
   }
 
   template <int Bytes, int Rows, class A>
-  static ALWAYS_INLINE void rows(const RmsNormBackwardParams& p, int64_t row, A* dweight) {
+  static ALWAYS_INLINE void rows(const RmsNormBackwardParams& p, int64_t row, A* dweight, bool streamed) {
     using V = simd::Vector<A, Bytes>;
     const int64_t C = p.C, ahead = Rows * p.layout.inner_stride;
     const T* const dy = static_cast<const T*>(p.dy) + row * C;
@@ -100,7 +106,7 @@ struct Backward {
         const V xhat = simd::load_part<Bytes>(s[r] + i, left) * rstd[r];
         V v = rstd[r] * (g - xhat * avg_gx[r]);
         if (p.ds) v += simd::load_part<Bytes>(static_cast<const Residual*>(p.ds) + row * C + at, left);
-        simd::store_part<Bytes>(static_cast<T*>(p.dx) + row * C + at, v, left);
+        simd::store_part<Bytes>(static_cast<T*>(p.dx) + row * C + at, v, left, streamed);
         if (p.dresidual) simd::store_part<Bytes>(static_cast<Residual*>(p.dresidual) + row * C + at, v, left);
       }
     });

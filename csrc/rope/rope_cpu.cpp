@@ -3,7 +3,7 @@
 
 #include "../common/dispatch.h"
 #include "../common/parallel.h"
-#include "../common/simd.h"
+#include "../common/stream.h"
 #include "rope.h"
 
 namespace minigpt {
@@ -18,6 +18,8 @@ struct Rotate {
     using V = simd::Vector<A, Bytes>;
     const int64_t half = p->half, D = p->D, passed = D - 2 * half;
     const V sign = V{} + A(p->inverse ? -1 : 1);
+    const bool streamed =
+        half * sizeof(T) % 64 == 0 && is_streamed(p->y, p->B * p->T * p->H * D * sizeof(T), D * sizeof(T));
     for (int64_t token = begin; token < end; ++token) {
       const int64_t b = token / p->T, t = token % p->T;
       const int64_t position = p->positions ? p->positions[token] : t;
@@ -26,16 +28,16 @@ struct Rotate {
       const T* x = static_cast<const T*>(p->x) + b * p->batch_stride + t * p->token_stride;
       T* y = static_cast<T*>(p->y) + token * p->H * D;
       for (int64_t h = 0; h < p->H; ++h, x += p->head_stride, y += D) {
-        for (int64_t i = 0; i < half; i += simd::lanes<A, Bytes>) {
-          const int64_t left = half - i;
+        simd::each_vector<A, Bytes>(half, [&](int64_t i, auto left) __attribute__((always_inline)) {
           const V c = simd::load_part<Bytes>(cos + i, left), s = sign * simd::load_part<Bytes>(sin + i, left);
           const V x1 = simd::load_part<Bytes>(x + i, left), x2 = simd::load_part<Bytes>(x + half + i, left);
-          simd::store_part<Bytes>(y + i, x1 * c - x2 * s, left);
-          simd::store_part<Bytes>(y + half + i, x2 * c + x1 * s, left);
-        }
+          simd::store_part<Bytes>(y + i, x1 * c - x2 * s, left, streamed);
+          simd::store_part<Bytes>(y + half + i, x2 * c + x1 * s, left, streamed);
+        });
         if (passed) memcpy(y + 2 * half, x + 2 * half, passed * sizeof(T));
       }
     }
+    if (streamed) simd::end_stream();
   }
 };
 

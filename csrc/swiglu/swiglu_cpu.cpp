@@ -2,7 +2,7 @@
 
 #include "../common/dispatch.h"
 #include "../common/parallel.h"
-#include "../common/simd.h"
+#include "../common/stream.h"
 #include "swiglu.h"
 
 namespace minigpt {
@@ -33,24 +33,31 @@ ALWAYS_INLINE Silu<V> silu(V gate) {
 template <class T>
 struct Forward {
   template <int Bytes>
-  static ALWAYS_INLINE void run(const T* gate, const T* up, T* y, int64_t n) {
+  static ALWAYS_INLINE void run(const T* gate, const T* up, T* y, int64_t n, bool streamed) {
     simd::each_vector<accumulate_t<T>, Bytes>(n, [&](int64_t i, auto left) __attribute__((always_inline)) {
+      simd::fetch_ahead(gate + i);
+      simd::fetch_ahead(up + i);
       const auto g = silu<Bytes>(simd::load_part<Bytes>(gate + i, left));
-      simd::store_part<Bytes>(y + i, g.value * simd::load_part<Bytes>(up + i, left), left);
+      simd::store_part<Bytes>(y + i, g.value * simd::load_part<Bytes>(up + i, left), left, streamed);
     });
+    if (streamed) simd::end_stream();
   }
 };
 
 template <class T>
 struct Backward {
   template <int Bytes>
-  static ALWAYS_INLINE void run(const T* dy, const T* gate, const T* up, T* dgate, T* dup, int64_t n) {
+  static ALWAYS_INLINE void run(const T* dy, const T* gate, const T* up, T* dgate, T* dup, int64_t n, bool streamed) {
     simd::each_vector<accumulate_t<T>, Bytes>(n, [&](int64_t i, auto left) __attribute__((always_inline)) {
+      simd::fetch_ahead(gate + i);
+      simd::fetch_ahead(up + i);
+      simd::fetch_ahead(dy + i);
       const auto g = silu<Bytes>(simd::load_part<Bytes>(gate + i, left));
       const auto d = simd::load_part<Bytes>(dy + i, left);
-      simd::store_part<Bytes>(dgate + i, d * simd::load_part<Bytes>(up + i, left) * g.slope, left);
-      simd::store_part<Bytes>(dup + i, d * g.value, left);
+      simd::store_part<Bytes>(dgate + i, d * simd::load_part<Bytes>(up + i, left) * g.slope, left, streamed);
+      simd::store_part<Bytes>(dup + i, d * g.value, left, streamed);
     });
+    if (streamed) simd::end_stream();
   }
 };
 
@@ -72,7 +79,8 @@ void swiglu_forward_cpu(const SwigluForwardParams& p) {
     using T = typename decltype(type)::type;
     parallel_pieces(p.rows, p.F, [&](int64_t row, int64_t column, int64_t n) {
       const T* gate = static_cast<const T*>(p.x) + row * 2 * p.F + column;
-      simd::call<Forward<T>>(gate, gate + p.F, static_cast<T*>(p.y) + row * p.F + column, n);
+      simd::call<Forward<T>>(gate, gate + p.F, static_cast<T*>(p.y) + row * p.F + column, n,
+                             is_streamed(p.y, p.rows * p.F * sizeof(T), p.F * sizeof(T)));
     });
   });
 }
@@ -84,7 +92,8 @@ void swiglu_backward_cpu(const SwigluBackwardParams& p) {
       const T* gate = static_cast<const T*>(p.x) + row * 2 * p.F + column;
       T* dgate = static_cast<T*>(p.dx) + row * 2 * p.F + column;
       const T* dy = static_cast<const T*>(p.dy) + row * p.F + column;
-      simd::call<Backward<T>>(dy, gate, gate + p.F, dgate, dgate + p.F, n);
+      simd::call<Backward<T>>(dy, gate, gate + p.F, dgate, dgate + p.F, n,
+                              is_streamed(p.dx, 2 * p.rows * p.F * sizeof(T), p.F * sizeof(T)));
     });
   });
 }
