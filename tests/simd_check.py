@@ -17,6 +17,7 @@ from ops.test_gelu import check as check_gelu
 from ops.test_int8_cache import DTYPES as INT8_DTYPES
 from ops.test_int8_cache import Int8Batch
 from ops.test_int8_cache import append as check_int8_append
+from ops.test_large import check_all as check_large
 from ops.test_layer_norm import PAIRS, case
 from ops.test_layer_norm import check as check_layer_norm
 from ops.test_relu_squared import check as check_relu_squared
@@ -55,6 +56,8 @@ for dtype in DTYPES:
         Batch([300, 9], [1, 1], H=4, H_kv=2, D=D, dtype=dtype).check()
         Batch([70, 9], [3, 2], D=D, dtype=dtype).check(ragged=True, window=5)
         Batch([300, 9], [1, 1], D=D, dtype=dtype).check(**rule_options("both", 2, dtype))
+for dtype in DTYPES:
+    check_large(dtype)
 for dtype in INT8_DTYPES:
     for D in (3, 17, 64):
         check_int8_append([3, 6], [5, 5], D=D, dtype=dtype)

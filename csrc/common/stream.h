@@ -1,8 +1,9 @@
-// Long arrays: loads ahead of their use, and stores past the caches, for results that are too large to be found there when they are read next. A plain store first
-// reads the line that it writes to: a third of the traffic of an op that reads and writes as much.
+// Long arrays: loads asked for ahead of their use, and stores past the caches, for results that are too large to be found
+// there when they are read next. A plain store first reads the line that it writes to: a third of the traffic of an op that
+// reads and writes as much.
 #pragma once
 #include <cstdint>
-#include <cstdlib>
+#include <type_traits>
 
 #include "simd.h"
 
@@ -10,10 +11,9 @@ namespace minigpt {
 
 constexpr int64_t kLeastStreamed = 1 << 22;  // bytes
 
-// Whether `bytes` at `to` are stored so: they are many, and each row of row_bytes begins at a whole line.
+// Whether `bytes` at `to` are stored past the caches: they are many, and each row of row_bytes begins at a whole line.
 inline bool is_streamed(const void* to, int64_t bytes, int64_t row_bytes = 64) {
-  const int64_t least = getenv("MG_STREAM") ? atoll(getenv("MG_STREAM")) : kLeastStreamed;
-  return bytes >= least && row_bytes % 64 == 0 && reinterpret_cast<uintptr_t>(to) % 64 == 0;
+  return bytes >= kLeastStreamed && row_bytes % 64 == 0 && reinterpret_cast<uintptr_t>(to) % 64 == 0;
 }
 
 namespace simd {
@@ -22,21 +22,16 @@ namespace simd {
 // page of 4 KB.
 ALWAYS_INLINE void fetch_ahead(const void* p) { __builtin_prefetch(static_cast<const char*>(p) + 2048); }
 
+// By their instruction, since clang and gcc spell it differently.
 template <int Bytes, class T>
 ALWAYS_INLINE void stream(T* p, Vector<accumulate_t<T>, Bytes> v) {
 #ifdef __x86_64__
   using Stored = std::conditional_t<sizeof(T) == 2, Halves<Bytes>, Vector<accumulate_t<T>, Bytes>>;
   if constexpr (sizeof(Stored) >= 16) {
     Stored stored;
-    if constexpr (sizeof(T) == 2) {
-      stored = narrow<Bytes>(v, T{});
-    } else {
-      stored = v;
-    }
+    store<Bytes>((T*)&stored, v);
     if constexpr (Bytes == 16) {
       asm volatile("movntps %1, %0" : "=m"(*(Stored*)p) : "x"(stored));
-    } else if constexpr (Bytes == 32) {
-      asm volatile("vmovntps %1, %0" : "=m"(*(Stored*)p) : "x"(stored));
     } else {
       asm volatile("vmovntps %1, %0" : "=m"(*(Stored*)p) : "v"(stored));
     }

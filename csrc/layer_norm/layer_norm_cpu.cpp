@@ -3,6 +3,7 @@
 
 #include "../common/column_sums_cpu.h"
 #include "../common/dispatch.h"
+#include "../common/scratch.h"
 #include "../common/stream.h"
 #include "layer_norm.h"
 
@@ -16,16 +17,20 @@ template <class T, class Residual, class Weight>
 struct Forward {
   template <int Bytes>
   static ALWAYS_INLINE void run(const LayerNormForwardParams* p, int64_t begin, int64_t end) {
-    const int64_t row_bytes = p->C * sizeof(T);
+    const int64_t row_bytes = p->C * sizeof(T), s_row_bytes = p->C * sizeof(Residual);
     const bool streamed = is_streamed(p->y, p->rows * row_bytes, row_bytes);
+    const bool s_streamed = streamed && p->residual && is_streamed(p->s, p->rows * s_row_bytes, s_row_bytes);
+    Scratch scratch(s_streamed ? Scratch::bytes_for<Residual>(4 * p->C) : 0);
+    Residual* const kept = s_streamed ? scratch.take<Residual>(4 * p->C) : nullptr;
     int64_t row = begin;
-    for (; row + 4 <= end; row += 4) rows<Bytes, 4>(*p, row, streamed);
-    for (; row < end; ++row) rows<Bytes, 1>(*p, row, streamed);
+    for (; row + 4 <= end; row += 4) rows<Bytes, 4>(*p, row, streamed, kept);
+    for (; row < end; ++row) rows<Bytes, 1>(*p, row, streamed, kept);
     if (streamed) simd::end_stream();
   }
 
+  // kept: where a few rows of s stay until they are stored past the caches; null where they are stored at once.
   template <int Bytes, int Rows>
-  static ALWAYS_INLINE void rows(const LayerNormForwardParams& p, int64_t row, bool streamed) {
+  static ALWAYS_INLINE void rows(const LayerNormForwardParams& p, int64_t row, bool streamed, Residual* kept) {
     using A = accumulate_t<T>;
     using V = simd::Vector<A, Bytes>;
     const int64_t C = p.C, ahead = std::max<int64_t>(Rows * C, kAhead);
@@ -35,9 +40,10 @@ struct Forward {
     T* const y = static_cast<T*>(p.y) + row * C;
     V sum[Rows] = {}, squares[Rows] = {};
     A mean[Rows], rstd[Rows];
-    if (p.residual) {
-      const Residual* const residual = static_cast<const Residual*>(p.residual) + row * C;
-      Residual* const added = static_cast<Residual*>(p.s) + row * C;
+    const Residual* const residual = p.residual ? static_cast<const Residual*>(p.residual) + row * C : nullptr;
+    Residual* const s_out = p.residual ? static_cast<Residual*>(p.s) + row * C : nullptr;
+    if (residual) {
+      Residual* const added = kept ? kept : s_out;
       for (int r = 0; r < Rows; ++r)
         simd::each_vector<A, Bytes>(C, [&](int64_t i, auto n) __attribute__((always_inline)) {
           const int64_t at = r * C + i;
@@ -65,7 +71,10 @@ struct Forward {
       for (int r = 0; r < Rows; ++r) {
         const int64_t at = r * C + i;
         __builtin_prefetch(x + ahead + at);  // the memory would be idle while the sums are waited for
-        simd::store_part<Bytes>(y + at, (simd::load_part<Bytes>(s + at, n) - mean[r]) * rstd[r] * w + b, n, streamed);
+        if (residual) __builtin_prefetch(residual + ahead + at);
+        const V v = simd::load_part<Bytes>(s + at, n);
+        if (kept) simd::store_part<Bytes>(s_out + at, v, n, streamed);
+        simd::store_part<Bytes>(y + at, (v - mean[r]) * rstd[r] * w + b, n, streamed);
       }
     });
     for (int r = 0; r < Rows; ++r) {
