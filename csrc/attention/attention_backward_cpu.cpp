@@ -166,7 +166,8 @@ struct Backward {
         P::rows_along(k_rows, k_head + j0 * p.k_strides.token, p.k_strides.token, n_keys, round_up(n_keys, 4), D);
         P::rows_along(v_rows, v_head + j0 * p.v_strides.token, p.v_strides.token, n_keys, round_up(n_keys, 4), D);
         if constexpr (P::pairs) P::rows_over(k_over, k_head + j0 * p.k_strides.token, p.k_strides.token, n_keys, D);
-        const Range meet = queries_of(s, j0, j0 + n_keys, kBlock);
+        Range meet = queries_of(s, j0, j0 + n_keys, kBlock);
+        meet.last = std::min(all.last, round_up(meet.last, kQueries));  // whole blocks, as they are packed
         for (int64_t i0 = meet.first; i0 < meet.last; i0 += kBlock) {
           const int64_t n = std::min(kBlock, meet.last - i0), at = i0 - all.first;
           const int64_t seen = visible(s, i0 + n - 1, j0, n_keys).last;  // the last query sees furthest

@@ -25,6 +25,7 @@ const Case kCases[] = {
     {1, 65, 65, 1, 1, 65},  // one past a tile of keys; runs of keys in the backward
     {1, 129, 130, 1, 1, 16, true, 7},
     {17, 33, 65, 1, 1, 8},  // one run of keys
+    {17, 70, 70, 1, 1, 8, true, 2},
     {1, 31, 97, 2, 2, 64, true, 0, true},
     {2, 40, 66, 6, 2, 5, true, 9, true, 0, true, 3},
     {1, 33, 34, 2, 2, 127, true, 0, false, 20},
