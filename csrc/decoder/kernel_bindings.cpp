@@ -41,7 +41,8 @@ class Matrix {
     matrix_ = {format_named(format), N, K, nullptr};
     data_ = allocate(nbytes());
     matrix_.data = data_.get();
-    pack_rows(matrix_.format, w.data(), N, K, 0, N, data_.get());
+    if (!pack_rows(matrix_.format, w.data(), N, K, 0, N, data_.get()))
+      throw py::value_error("w holds inf or NaN, which " + format + " has no numbers for");
   }
 
   int64_t nbytes() const { return packed_bytes(matrix_.format, matrix_.N, matrix_.K); }

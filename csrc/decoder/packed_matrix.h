@@ -37,8 +37,9 @@ int64_t panel_bytes(WeightFormat format, int64_t K);
 int64_t packed_bytes(WeightFormat format, int64_t N, int64_t K);
 
 // Rows [row_begin, row_end) of w (N, K) into the whole matrix's `out`. Parts may be packed at once by several threads; they
-// begin at whole panels and end at one, or at N (std::invalid_argument otherwise).
-void pack_rows(WeightFormat format, const float* w, int64_t N, int64_t K, int64_t row_begin, int64_t row_end,
+// begin at whole panels and end at one, or at N (std::invalid_argument otherwise). False where the format is one of
+// integers and a weight is inf or NaN: then `out` is of no use.
+bool pack_rows(WeightFormat format, const float* w, int64_t N, int64_t K, int64_t row_begin, int64_t row_end,
                std::byte* out);
 
 // The K numbers that row `row` stands for.

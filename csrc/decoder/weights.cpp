@@ -2,20 +2,12 @@
 
 #include <algorithm>
 #include <atomic>
-#include <bit>
 #include <stdexcept>
 
 namespace minigpt::decoder {
 namespace {
 
 int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
-
-bool all_finite(const float* values, int64_t n) {
-  constexpr uint32_t exponent = 0x7f800000;
-  uint32_t found = 0;
-  for (int64_t i = 0; i < n; ++i) found |= (std::bit_cast<uint32_t>(values[i]) & exponent) == exponent;
-  return !found;
-}
 
 }  // namespace
 
@@ -103,7 +95,6 @@ void Weights::load(const std::string& name, const float* values, int64_t rows, i
     throw std::invalid_argument(name + " must be (" + (slot.rows ? std::to_string(slot.rows) : "positions") + ", " +
                                 std::to_string(slot.columns) + "), not (" + std::to_string(rows) + ", " +
                                 std::to_string(columns) + ")");
-  const bool integers = format_ == WeightFormat::int8 || format_ == WeightFormat::int4;
   std::atomic<bool> finite = true;
   for (const PackedMatrix* matrix : slot.matrices) {
     const int64_t panels = panel_count(matrix->N), threads = pool.threads();
@@ -111,11 +102,7 @@ void Weights::load(const std::string& name, const float* values, int64_t rows, i
     pool.run([&](int thread) {
       const int64_t begin = panels * thread / threads * panel_rows;
       const int64_t end = std::min(matrix->N, panels * (thread + 1) / threads * panel_rows);
-      if (begin >= end) return;
-      if (integers && !all_finite(values + begin * matrix->K, (end - begin) * matrix->K))
-        finite = false;
-      else
-        pack_rows(format_, values, matrix->N, matrix->K, begin, end, out);
+      if (begin < end && !pack_rows(format_, values, matrix->N, matrix->K, begin, end, out)) finite = false;
     });
     values += matrix->N * matrix->K;
   }
