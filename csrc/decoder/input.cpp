@@ -44,7 +44,7 @@ struct PrepareRow {
       I total{};
       for (int i = 0; i < vectors; ++i) {
         const I rounded = __builtin_convertvector((x[i] * inverse + 12582912.0f) - 12582912.0f, I);
-        const auto bytes = __builtin_convertvector(rounded, simd::Vector<int8_t, W>);
+        const auto bytes = simd::low_bytes<Bytes>(rounded);
         memcpy(q + i * W, &bytes, W);
         total += rounded;
       }
