@@ -29,11 +29,12 @@ const Case kCases[] = {
     {{129}, {67}, 3, 1, 64, 16},  // more than a chunk of queries
 };
 
-void check(const Case& c, DType type) {
+void check(const Case& c, DType type, bool int8) {
   const int64_t B = int64_t(c.lens.size());
   const bool ragged = std::any_of(c.news.begin(), c.news.end(), [&](int32_t n) { return n != c.news[0]; });
-  say("decode_attention", name_of(type), "B", B, "length", c.lens[0], "new", c.news[0], "H", c.H, "H_kv", c.H_kv, "D",
-      c.D, "block_size", c.block_size, "window", c.window, "softcap", c.softcap, "alibi", c.alibi);
+  say("decode_attention", name_of(type), int8 ? "int8 cache" : "", "B", B, "length", c.lens[0], "new", c.news[0], "H",
+      c.H, "H_kv", c.H_kv, "D", c.D, "block_size", c.block_size, "window", c.window, "softcap", c.softcap, "alibi",
+      c.alibi);
   int64_t n_blocks = 0, max_blocks = 0;
   for (int32_t length : c.lens) {
     const int64_t blocks = (length + c.block_size - 1) / c.block_size;
@@ -60,8 +61,8 @@ void check(const Case& c, DType type) {
                        .query_start = starts,
                        .T = starts ? starts[B] : int64_t(news[0])};
   };
-  const int64_t token = c.H_kv * c.D, cache_size = n_blocks * c.block_size * token;
-  const Block k_cache(type, cache_size), v_cache(type, cache_size);
+  const int64_t token = c.H_kv * c.D, heads = n_blocks * c.block_size * c.H_kv;
+  const CacheBlock k_cache(type, int8, heads, c.D), v_cache(type, int8, heads, c.D);
   const auto append = [&](const PagedLayout& to) {
     const int64_t n = new_token_rows(to) * token;
     const Block k = Block::filled(type, n, 6), v = Block::filled(type, n, 7);
@@ -75,8 +76,11 @@ void check(const Case& c, DType type) {
                    .v_head_stride = c.D,
                    .k_batch_stride = to.T * token,
                    .v_batch_stride = to.T * token,
-                   .k_cache = k_cache,
-                   .v_cache = v_cache});
+                   .k_cache = k_cache.values(),
+                   .v_cache = v_cache.values(),
+                   .k_scales = k_cache.scales(),
+                   .v_scales = v_cache.scales(),
+                   .dtype = type});
   };
   std::vector<int32_t> old_start{0};
   for (int32_t n : before) old_start.push_back(old_start.back() + n);
@@ -102,8 +106,10 @@ void check(const Case& c, DType type) {
                         .q_batch_stride = now.T * q_width,
                         .q_token_stride = q_width,
                         .q_head_stride = c.D,
-                        .k_cache = k_cache,
-                        .v_cache = v_cache,
+                        .k_cache = k_cache.values(),
+                        .v_cache = v_cache.values(),
+                        .k_scales = k_cache.scales(),
+                        .v_scales = v_cache.scales(),
                         .out = out,
                         .partial_out = partial_out,
                         .partial_stats = partial_stats,
@@ -115,8 +121,8 @@ void check(const Case& c, DType type) {
 }  // namespace
 
 void check_decode_attention() {
-  for (DType type : kTypes)
-    for (const Case& c : kCases) check(c, type);
+  for (const auto [type, int8] : kCaches)
+    for (const Case& c : kCases) check(c, type, int8);
 }
 
 }  // namespace memory_check

@@ -153,8 +153,8 @@ void load(Decoder& engine) {
 }
 
 // A prompt, its continuation, then tokens one by one, over a cache of just so many blocks.
-void generate(const Model& model, WeightFormat format, const char* format_name, DType cache_type, int threads,
-              int64_t B, bool in_order, const std::vector<int64_t>& reads) {
+void generate(const Model& model, WeightFormat format, const char* format_name, DType cache_type, bool int8,
+              int threads, int64_t B, bool in_order, const std::vector<int64_t>& reads) {
   const Shape& s = model.shape;
   constexpr int64_t block_size = 16;
   Decoder engine(s, format, threads);
@@ -165,24 +165,27 @@ void generate(const Model& model, WeightFormat format, const char* format_name, 
   std::vector<int32_t> table(n_blocks);
   for (int64_t i = 0; i < n_blocks; ++i) table[i] = int32_t(in_order ? i : n_blocks - 1 - i);
   const auto block_table = copy_of(table);
-  std::vector<Block> memory;
+  std::vector<CacheBlock> memory;
   Cache cache{.dtype = cache_type,
               .k = {},
               .v = {},
+              .k_scales = {},
+              .v_scales = {},
               .n_blocks = n_blocks,
               .block_size = block_size,
               .B = B,
               .max_blocks = max_blocks,
               .block_table = block_table.get()};
   for (int64_t i = 0; i < 2 * s.n_layer; ++i) {
-    memory.emplace_back(cache_type, n_blocks * block_size * s.H_kv * s.D);
-    (i % 2 ? cache.v : cache.k).push_back(memory.back());
+    const CacheBlock& block = memory.emplace_back(cache_type, int8, n_blocks * block_size * s.H_kv, s.D);
+    (i % 2 ? cache.v : cache.k).push_back(block.values());
+    if (int8) (i % 2 ? cache.v_scales : cache.k_scales).push_back(block.scales());
   }
   int64_t start = 0;
   for (int64_t T : reads) {
     const bool every = T > 1 && start > 0;
-    say("decoder", model.name, format_name, "cache", name_of(cache_type), "threads", threads, "B", B, "blocks in order",
-        in_order, "T", T, "start", start, "every logit", every);
+    say("decoder", model.name, format_name, "cache", int8 ? "int8" : name_of(cache_type), "threads", threads, "B", B,
+        "blocks in order", in_order, "T", T, "start", start, "every logit", every);
     std::vector<int64_t> tokens(B * T);
     for (int64_t i = 0; i < B * T; ++i) tokens[i] = (start + i) * 7 % s.V;
     const auto ids = copy_of(tokens);
@@ -207,10 +210,10 @@ void check_packed_matrix() {
 void check_decoder() {
   for (const auto& [format, name] : kFormats)
     for (const Model& model : kModels)
-      for (DType cache : {DType::f32, DType::bf16}) {
-        generate(model, format, name, cache, 1, 1, true, {1, 1, 16, 5, 1});
-        generate(model, format, name, cache, 2, 3, false, {17, 3, 1, 1});
-        generate(model, format, name, cache, 3, 1, true, {70, 66, 1, 200, 1});
+      for (const auto& [cache, int8] : {CacheType{DType::f32, false}, {DType::bf16, false}, {DType::f32, true}}) {
+        generate(model, format, name, cache, int8, 1, 1, true, {1, 1, 16, 5, 1});
+        generate(model, format, name, cache, int8, 2, 3, false, {17, 3, 1, 1});
+        generate(model, format, name, cache, int8, 3, 1, true, {70, 66, 1, 200, 1});
       }
 }
 

@@ -26,6 +26,15 @@ struct Types {
 inline constexpr Types kPairs[] = {{DType::f32, DType::f32}, {DType::bf16, DType::bf16}, {DType::f16, DType::f16},
                                    {DType::f64, DType::f64}, {DType::bf16, DType::f32},  {DType::f16, DType::f32}};
 
+// What a cache may hold: numbers of a type, or int8 values that are made of them, with scales.
+struct CacheType {
+  DType x;
+  bool int8;
+};
+inline constexpr CacheType kCaches[] = {{DType::f32, false}, {DType::bf16, false}, {DType::f16, false},
+                                        {DType::f64, false}, {DType::f32, true},   {DType::bf16, true},
+                                        {DType::f16, true}};
+
 inline int64_t size_of(DType type) { return type == DType::f64 ? 8 : type == DType::f32 ? 4 : 2; }
 inline DType accumulation(DType type) { return type == DType::f64 ? DType::f64 : DType::f32; }
 inline const char* name_of(DType type) {
@@ -92,6 +101,19 @@ class Block {
   DType type_;
   int64_t n_;
   std::unique_ptr<void, Release> memory_;
+};
+
+// A cache's memory, unwritten: `heads` rows of D numbers of a type, or of int8 values, each row with a scale.
+class CacheBlock {
+ public:
+  CacheBlock(DType type, bool int8, int64_t heads, int64_t D)
+      : values_(std::malloc(heads * D * (int8 ? 1 : size_of(type)))),
+        scales_(int8 ? std::malloc(4 * heads) : nullptr) {}
+  void* values() const { return values_.get(); }
+  float* scales() const { return static_cast<float*>(scales_.get()); }  // null unless int8
+
+ private:
+  std::unique_ptr<void, Release> values_, scales_;
 };
 
 // Integers, or bytes, in a block of their own.
