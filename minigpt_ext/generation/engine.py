@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 
 
 # Tokens to make from which on the engine pays: packing takes the time of some steps of the model itself. It came out
-# even at 5 tokens with `tiny`, 26 with `medium` and 36 to 40 with `gpt2`, after short and long prompts, on two threads.
-WORTH_PACKING = 40
+# even at 6 to 11 tokens with `tiny`, 2 to 5 with `medium` and 2 to 6 with `gpt2`, after short and long prompts, on one
+# thread and on two; but with `gpt2` near 24 where the half gigabyte was the first that a virtual machine asked for,
+# which took a second.
+WORTH_PACKING = 16
 
 
 def reader_of(model: GPT | Decoder, weights: str | None, n_tokens: int, cache: KVCache | None = None) -> GPT | Decoder:

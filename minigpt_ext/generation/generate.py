@@ -41,9 +41,9 @@ def stream(
 
     The model is in evaluation mode until the iterator is exhausted or closed, and then as it was before.
 
-    On a CPU this call packs the weights for the decode engine: the copy takes the time of up to 40 of the model's own
-    steps and goes when the iterator does. Whoever generates often makes one ``Decoder(model)`` and gives it in the
-    model's place. The model steps itself, op by op, where fewer than 40 tokens are asked for; on other devices; where
+    On a CPU this call packs the weights for the decode engine: the copy takes the time of some of the model's own steps
+    and goes when the iterator does. Whoever generates often makes one ``Decoder(model)`` and gives it in the
+    model's place. The model steps itself, op by op, where fewer than 16 tokens are asked for; on other devices; where
     ``backend`` or MINIGPT_BACKEND asks for other ops than the kernels; under autocast; where its parameters are not
     float32; and where it is more than a plain GPT (a subclass, hooks).
 
