@@ -9,7 +9,6 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
-#include <utility>
 
 #include "dtype.h"
 
@@ -168,29 +167,6 @@ ALWAYS_INLINE Vector<float, Bytes> widen(Quarters<Bytes> q) {
 #endif
   words = __builtin_convertvector(q, Vector<int32_t, Bytes>);
   return __builtin_convertvector(words, Vector<float, Bytes>);
-}
-
-template <int Bytes, int... I>
-ALWAYS_INLINE Quarters<Bytes> low_bytes(Vector<int8_t, Bytes> bytes, std::integer_sequence<int, I...>) {
-  const Vector<int8_t, Bytes> first = __builtin_shufflevector(bytes, bytes, (4 * I % Bytes)...);
-  Quarters<Bytes> q;
-  memcpy(&q, &first, sizeof q);
-  return q;
-}
-
-// The lowest byte of each word.
-template <int Bytes>
-ALWAYS_INLINE Quarters<Bytes> low_bytes(Vector<int32_t, Bytes> words) {
-#ifdef __x86_64__  // gcc 12 takes a conversion apart, lane by lane: 5 ns for each vector
-  if constexpr (Bytes == 64) {
-    Quarters<Bytes> q;
-    asm("vpmovdb %1, %0" : "=v"(q) : "v"(words));
-    return q;
-  } else if constexpr (Bytes == 32) {
-    return low_bytes<Bytes>((Vector<int8_t, Bytes>)words, std::make_integer_sequence<int, Bytes>{});
-  }
-#endif
-  return __builtin_convertvector(words, Quarters<Bytes>);
 }
 
 // ---- loads and stores: T in memory, its accumulation type in registers ---------------------------------------------

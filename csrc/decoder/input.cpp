@@ -1,6 +1,6 @@
 #include "input.h"
 
-#include "../common/simd.h"
+#include "../common/lanes.h"
 #include "matmul.h"
 
 namespace minigpt::decoder {

@@ -3,8 +3,8 @@
 #include <cstring>
 
 #include "../common/dispatch.h"
+#include "../common/lanes.h"
 #include "../common/parallel.h"
-#include "../common/simd.h"
 #include "kv_append.h"
 
 namespace minigpt {
