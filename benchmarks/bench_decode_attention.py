@@ -23,19 +23,22 @@ def make_case(
     scattered: bool = False,
     alibi: bool = False,
     int8: bool = False,
+    dtype: torch.dtype | None = None,
     goal: float | None = None,
 ) -> report.Case:
     """One new query a sequence over S tokens; scattered: the blocks lie in the pool in random order.
 
     int8: ours reads an int8 cache of the same keys and values, torch the unrounded one. The formula is that of the
     unrounded one too, and our error is held against that of torch ops over the int8 cache.
+    dtype: where it is not the command line's.
     """
+    dtype = dtype or options.dtype
     max_blocks = S // CACHE_BLOCK
 
     def inputs() -> list[Tensor]:
         place = {"device": options.device}
-        q = torch.randn(B, 1, H, D, dtype=options.dtype, **place)
-        caches = [torch.randn(B * max_blocks, CACHE_BLOCK, H_kv, D, dtype=options.dtype, **place) for _ in range(2)]
+        q = torch.randn(B, 1, H, D, dtype=dtype, **place)
+        caches = [torch.randn(B * max_blocks, CACHE_BLOCK, H_kv, D, dtype=dtype, **place) for _ in range(2)]
         blocks = torch.randperm(B * max_blocks) if scattered else torch.arange(B * max_blocks)
         block_table = blocks.to(options.device, torch.int32).view(B, max_blocks)
         seq_lens = torch.full((B,), S, dtype=torch.int32, **place)
@@ -55,7 +58,7 @@ def make_case(
         if not alibi:
             return [q, *caches, block_table, seq_lens, *theirs]
         slopes = alibi_slopes(H, options)
-        mask = (slopes[:, None, None] * torch.arange(1 - S, 1, device=options.device)).to(options.dtype)  # (H, 1, S)
+        mask = (slopes[:, None, None] * torch.arange(1 - S, 1, device=options.device)).to(dtype)  # (H, 1, S)
         return [q, *caches, block_table, seq_lens, *theirs, mask, slopes]
 
     def torch_attention(q, k_cache, v_cache, block_table, seq_lens, k, v, mask=None, slopes=None) -> Tensor:
@@ -83,6 +86,8 @@ def make_case(
         )
 
     kind = f"{' scattered blocks' if scattered else ''}{' alibi' if alibi else ''}{' int8 cache' if int8 else ''}"
+    if dtype != options.dtype:
+        kind += f" {str(dtype).removeprefix('torch.')}"
     return report.Case(
         shape=f"B{B} S{S} H{H}{f' H_kv{H_kv}' if H != H_kv else ''} D{D}{kind}",
         inputs=inputs,
@@ -91,7 +96,7 @@ def make_case(
         reference=formula_unrounded if int8 else formula,
         bound="read",
         # k and v once, with their scales; q and the result are nothing beside them
-        work=2 * B * S * H_kv * (D + 4 if int8 else D * options.dtype.itemsize),
+        work=2 * B * S * H_kv * (D + 4 if int8 else D * dtype.itemsize),
         goal=options.goal(goal) if goal else None,
         share_goal=options.goal(0.85) if goal else None,
         yardstick=torch_int8 if int8 else None,
@@ -111,6 +116,7 @@ def run(session: report.Session) -> None:
             make_case(options, 1, 4096, H_kv=4),
             make_case(options, 1, 4096, alibi=True),
             make_case(options, 8, 1024),
+            *(make_case(options, 1, S, dtype=torch.bfloat16) for S in (1024, 4096, 8192)),
             *(make_case(options, 1, S, int8=True) for S in (1024, 4096, 8192)),
         ]
     session.compare("decode_attention", cases, note=f"one query a sequence; cache blocks of {CACHE_BLOCK} tokens")

@@ -25,7 +25,7 @@ inline DecodeSplits decode_splits(int64_t longest, int64_t tasks, int64_t most, 
 struct DecodeCut {
   int64_t head_ranges, query_chunks;
 };
-inline constexpr int64_t kFewQueries = 4, kManyQueries = 64;
+inline constexpr int64_t kFewQueries = 8, kManyQueries = 64;
 
 inline DecodeCut decode_cut_cpu(const PagedLayout& l, int64_t H) {
   int64_t rows = l.query_start ? 0 : l.T;
@@ -41,7 +41,7 @@ inline DecodeSplits decode_splits_cpu(const PagedLayout& l, int64_t H) {
   int64_t longest = 0;
   for (int64_t b = 0; b < l.B; ++b) longest = std::max<int64_t>(longest, l.seq_lens[b]);
   return decode_splits(longest, l.B * cut.head_ranges * cut.query_chunks, kMostDecodeSplitsCpu,
-                       cut.head_ranges == 1 ? 64 : 256);
+                       cut.head_ranges == 1 ? 128 : 256);
 }
 
 // A GPU's lengths are on the device: what the table could hold counts.

@@ -102,8 +102,9 @@ def test_ragged(lens, fresh, dtype, device):
     Batch(lens, fresh, H=4, H_kv=2, dtype=dtype, device=device).check(ragged=True, window=3)
 
 
-# A long cache is cut into runs of at least 64 keys (one new token a sequence) or 256, which are merged at the end.
-@pytest.mark.parametrize("T", [1, 2])
+# A long cache is cut into runs of at least 128 keys (up to 8 queries a key/value head, of which a token here has 2) or
+# 256, which are merged at the end.
+@pytest.mark.parametrize("T", [1, 2, 5])
 @pytest.mark.parametrize("longest", [127, 128, 129, 255, 256, 511, 512, 513, 767, 1025])
 def test_long_caches(longest, T, device):
     Batch([longest], [T], D=16, device=device).check()
@@ -111,7 +112,7 @@ def test_long_caches(longest, T, device):
 
 
 @pytest.mark.parametrize("window", [1, 64, 200, 600])
-@pytest.mark.parametrize("T", [1, 3])
+@pytest.mark.parametrize("T", [1, 3, 5])
 def test_long_caches_with_a_window(window, T, device):
     """Whole runs of keys then lie outside the window."""
     Batch([1025, 2, 513], [T] * 3, device=device).check(window=window)
