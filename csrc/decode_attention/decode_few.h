@@ -74,7 +74,7 @@ struct FewScores : FewPass<A, C, kD, kOne> {
     const FewTile<A, C>& t = *tile;
     const int64_t D = Pass::width(t), padded = Pass::padded(t), queries = Pass::queries(t), heads = t.heads, n = t.n;
     A *const products = t.products, *scores = t.scores;
-    const auto add_up = [&] {
+    const auto add_up = [&]() __attribute__((always_inline)) {
       for (int64_t i = 0; i < queries; ++i) {
         V lines[W];
         for (int at = 0; at < W; ++at) lines[at] = simd::load<Bytes>(products + (i * W + at) * W);
@@ -88,7 +88,7 @@ struct FewScores : FewPass<A, C, kD, kOne> {
       const A* q = t.q;
       if constexpr (Pass::kScaled) __builtin_prefetch(t.v_scales + t.scales[j]);
       for (int64_t h = 0; h < heads; ++h, keys += D, later += D, q += queries * padded) {
-        Pass::template each_piece<Bytes>(D, [&](int64_t d, auto pieces) {
+        Pass::template each_piece<Bytes>(D, [&](int64_t d, auto pieces) __attribute__((always_inline)) {
           constexpr int U = pieces;
           Pass::template prefetch<Bytes, U>(later + d);
           V part[U];
@@ -124,7 +124,7 @@ struct FewValues : FewPass<A, C, kD, kOne> {
     if constexpr (Pass::kScaled)
       for (int g = 0; g < N; ++g) __builtin_prefetch(t.k_scales + t.scales[t.n + j + g]);
     for (int64_t h = 0; h < heads; ++h, acc += queries * padded, weights += queries * t.kKeys)
-      Pass::template each_piece<Bytes>(D, [&](int64_t d, auto pieces) {
+      Pass::template each_piece<Bytes>(D, [&](int64_t d, auto pieces) __attribute__((always_inline)) {
         constexpr int U = pieces;
         for (int g = 0; g < N; ++g) Pass::template prefetch<Bytes, U>(values[g + t.ahead] + h * D + d);
         for (int64_t i = first; i < last; ++i) {
@@ -219,7 +219,7 @@ struct AttendFew {
     tile.scores = t.work;
     tile.weights = tile.scores + queries * tile.pitch();
     tile.products = tile.weights + queries * heads * Tile::kKeys;
-    tile.k_scales = p.k_scales + t.kv_begin, tile.v_scales = p.v_scales + t.kv_begin;
+    if constexpr (sizeof(C) == 1) tile.k_scales = p.k_scales + t.kv_begin, tile.v_scales = p.v_scales + t.kv_begin;
     tile.ahead = std::clamp<int64_t>(Tile::kAhead / (heads * D * int64_t(sizeof(C))), 1, Tile::kKeys);
 
     // What any of the queries sees; the last one sees furthest, the first one furthest back.
