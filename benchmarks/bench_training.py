@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import minigpt_ext as mg
-from minigpt_ext.training.memory import keep_freed_memory
 from minigpt_ext.training.recipe import make_recipe
 from minigpt_ext.training.trainer import make_optimizer
 
@@ -166,8 +165,6 @@ def measure(
 def run(session: report.Session) -> None:
     options = session.options
     on_cpu = options.device.type == "cpu"
-    if on_cpu:
-        keep_freed_memory()  # as the trainer does; it serves all contenders
     dtype = options.dtype
     # On a CPU a float32 run has its bfloat16 row, too: goals of both are in one table.
     with_bfloat16 = on_cpu and dtype == torch.float32 and not options.quick

@@ -23,6 +23,7 @@ from timing import Times
 from torch import Tensor
 
 from minigpt_ext.data.files import write_atomically
+from minigpt_ext.training import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -297,6 +298,8 @@ def rate_text(rate: float, unit: str) -> str:
 def run(names: Sequence[str], options: Options, json_path: Path | None = None) -> None:
     """Runs the benchmarks called `names` and prints them; the last line is the JSON, also written to json_path."""
     began = perf_counter()
+    if options.device.type == "cpu":
+        keep_freed_memory()  # else page faults of fresh results fall now on one side, now on the other
     load = machine.load_average()
     card = machine.card(options.device, options.dtype, options.quick) | {"warm": options.warm}
     print(machine.card_text(card, load))
