@@ -3,6 +3,7 @@
 // Query i stands at position i + S - T (queries are aligned to the end); causal: it sees keys up to its position; with a
 // window w, the last w of those. A query that sees nothing gives out = 0, lse = -inf and no gradient.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 
 #include "../common/cuda_stream.h"
@@ -36,6 +37,11 @@ struct AttentionForwardParams {
   void* lse;            // (B, H, T), natural logarithm; float (double for f64)
 };
 
+// Into how many runs the CPU's backward cuts the keys and the queries of a head.
+struct AttentionCut {
+  int64_t keys, queries;
+};
+
 struct AttentionBackwardParams {
   AttentionShape shape;
   DType dtype;
@@ -46,18 +52,22 @@ struct AttentionBackwardParams {
   const int64_t* seed;
   void *dq, *dk, *dv;  // contiguous; (B, T, H, D), (B, S, H_kv, D), (B, S, H_kv, D)
   // Scratch; float (double for f64).
-  void* delta;       // CUDA: (B, H, T): sum_d dout * out
-  void* dq_partial;  // CPU: (chunks, B, H, T, D) where chunks > 1: each chunk of keys has its own share of dq
-  int64_t chunks;    // CPU: the keys of a head are cut into this many runs
+  void* delta;  // CUDA: (B, H, T): sum_d dout * out
+  // CPU: shares of the runs, where there are several.
+  void* dq_shares;              // (cut.keys, B, H, T, D)
+  void *dk_shares, *dv_shares;  // (cut.queries, B, H_kv, S, D)
+  AttentionCut cut;
 };
 
-// On the CPU a task owns all keys of one key/value head, or where those are few, a run of them. A function of the shape
-// alone, not of the threads, so that the sums over the chunks come out the same everywhere. Cut finer, two threads would
-// mostly write and add up shares of dq: T = 4096, D = 64 in 32 runs takes a quarter longer than in 16.
-inline int64_t attention_backward_chunks(const AttentionShape& s) {
-  const int64_t heads = s.B * s.H_kv < 1 ? 1 : s.B * s.H_kv, wanted = (16 + heads - 1) / heads,
-                blocks = (s.S + 63) / 64;
-  return blocks < 1 ? 1 : wanted < blocks ? wanted : blocks;
+// On the CPU a task owns one key/value head, or where those are few, a run of its keys. A single head is cut both ways: runs
+// of keys alone are unequal under a causal mask, and finer ones would mostly write and add up shares of dq (a narrow window
+// leaves them equal, and the shares short). A function of the shape alone, not of the threads, so that the sums over the
+// shares come out the same everywhere.
+inline AttentionCut attention_backward_cut(const AttentionShape& s) {
+  const int64_t heads = std::max<int64_t>(1, s.B * s.H_kv), wanted = (16 + heads - 1) / heads;
+  const int64_t blocks = std::max<int64_t>(1, (s.S + 63) / 64), queries = std::min<int64_t>(8, s.T / 256);
+  if (heads > 1 || queries < 2 || (s.window && s.window < s.T / 8)) return {std::min(wanted, blocks), 1};
+  return {std::min<int64_t>(8, (blocks + 1) / 2), queries};
 }
 
 void attention_forward_cpu(const AttentionForwardParams& p);

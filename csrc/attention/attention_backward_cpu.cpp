@@ -1,9 +1,11 @@
-// Attention backward on the CPU. A task takes the keys of one key/value head, or a run of them, and the heads of the group
-// one after the other; each tile of keys meets the queries that see it, and its probabilities are made anew from lse:
+// Attention backward on the CPU. A task takes the keys of one key/value head and the queries of its group's heads, one head
+// after the other, or a run of both; each tile of keys meets the queries that see it, and its probabilities are made anew
+// from lse:
 //   p = e^(s - lse)   dp = drop(dout v^T)   ds = gain p (dp - delta), delta = sum_d dout out; gain: the rule's derivative
 //   dv += drop(p)^T dout     dk += scale ds^T q     dq += scale ds k
-// dk and dv are summed over the heads of the group, dq over tiles, in the task's own memory; with several runs of keys, each
-// has its own share of dq, and they are added in order at the end. No atomics: equal runs are equal bit for bit.
+// dk and dv are summed over the heads of the group and their queries, dq over keys, in the task's own memory. Where a head is
+// cut, each run of keys has its own share of dq and each run of queries its own of dk and dv, and the shares are added in
+// order at the end. No atomics: equal runs are equal bit for bit.
 #include "../common/dispatch.h"
 #include "../common/parallel.h"
 #include "attention_tiles.h"
@@ -13,10 +15,17 @@ namespace {
 
 constexpr int64_t kBlock = 2 * kQueries;  // queries that dk and dv take up in one product
 
-// The keys of a run, none where there are more runs than tiles.
-Range keys_of_chunk(const AttentionBackwardParams& p, int64_t chunk) {
-  const int64_t tiles = (p.shape.S + kKeys - 1) / kKeys, length = (tiles + p.chunks - 1) / p.chunks * kKeys;
-  return {std::min(p.shape.S, chunk * length), std::min(p.shape.S, (chunk + 1) * length)};
+// The index-th of `runs` runs of n keys or queries, cut between tiles.
+Range run_of(int64_t n, int64_t runs, int64_t index) {
+  const int64_t tiles = (n + kBlock - 1) / kBlock;
+  return {std::min(n, tiles * index / runs * kBlock), std::min(n, tiles * (index + 1) / runs * kBlock)};
+}
+
+// The part of `queries` (which begin at a block) that sees any of the keys, in whole blocks, as they are packed.
+Range meeting(const AttentionShape& s, Range keys, Range queries) {
+  const Range see = queries_of(s, keys.first, keys.last, kBlock);
+  const int64_t first = std::max(see.first, queries.first);
+  return {first, std::max(first, std::min(round_up(see.last, kQueries), queries.last))};
 }
 
 template <class T>
@@ -124,14 +133,17 @@ struct Backward {
   }
 
   template <simd::Isa isa>
-  static ALWAYS_INLINE void run(const AttentionBackwardParams* params, int64_t b, int64_t h_kv, int64_t chunk) {
+  static ALWAYS_INLINE void run(const AttentionBackwardParams* params, int64_t b, int64_t h_kv, int64_t key_run,
+                                int64_t query_run) {
     using P = Packing<T, isa>;
     using E = typename P::E;
     constexpr int W = P::W;
     const AttentionBackwardParams& p = *params;
     const AttentionShape& s = p.shape;
     const int64_t D = s.D, padded = round_up(D, W), width = P::width(D), lines = P::packed(D), group = s.H / s.H_kv;
-    const Range keys = keys_of_chunk(p, chunk), all = queries_of(s, keys.first, keys.last, kBlock);
+    const Range keys = run_of(s.S, p.cut.keys, key_run), queries_of_run = run_of(s.T, p.cut.queries, query_run);
+    const Range all = meeting(s, keys, queries_of_run);
+    if (all.first == all.last && p.cut.keys > 1 && p.cut.queries > 1) return;  // then nobody reads its shares
     const int64_t begin = keys.first, n_keys_all = keys.last - keys.first;
     const int64_t n_all = all.last - all.first, n_up = round_up(n_all, kBlock);
     Scratch scratch(2 * Scratch::bytes_for<E>(P::columns_size(n_up, D)) + 2 * Scratch::bytes_for<E>(n_up * padded) +
@@ -166,8 +178,7 @@ struct Backward {
         P::rows_along(k_rows, k_head + j0 * p.k_strides.token, p.k_strides.token, n_keys, round_up(n_keys, 4), D);
         P::rows_along(v_rows, v_head + j0 * p.v_strides.token, p.v_strides.token, n_keys, round_up(n_keys, 4), D);
         if constexpr (P::pairs) P::rows_over(k_over, k_head + j0 * p.k_strides.token, p.k_strides.token, n_keys, D);
-        Range meet = queries_of(s, j0, j0 + n_keys, kBlock);
-        meet.last = std::min(all.last, round_up(meet.last, kQueries));  // whole blocks, as they are packed
+        const Range meet = meeting(s, {j0, j0 + n_keys}, all);
         for (int64_t i0 = meet.first; i0 < meet.last; i0 += kBlock) {
           const int64_t n = std::min(kBlock, meet.last - i0), at = i0 - all.first;
           const int64_t seen = visible(s, i0 + n - 1, j0, n_keys).last;  // the last query sees furthest
@@ -211,23 +222,29 @@ struct Backward {
           }
         }
       }
-      if (p.chunks == 1) {
+      if (p.cut.keys == 1) {
         T* dq = static_cast<T*>(p.dq) + (b * s.T * s.H + h) * D;
-        for (int64_t i = 0; i < s.T; ++i)  // queries that see nothing
+        for (int64_t i = queries_of_run.first; i < queries_of_run.last; ++i)  // queries that see nothing
           if (i < all.first || i >= all.last) std::fill_n(dq + i * s.H * D, D, T{});
         write_rows<isa>(dq + all.first * s.H * D, s.H * D, queries.dq, n_all, D, A(s.scale));
       } else {
-        A* partial = static_cast<A*>(p.dq_partial) + (((chunk * s.B + b) * s.H + h) * s.T + all.first) * D;
-        for (int64_t i = 0; i < n_all; ++i) std::copy_n(queries.dq + i * padded, D, partial + i * D);
+        A* dq = static_cast<A*>(p.dq_shares) + (((key_run * s.B + b) * s.H + h) * s.T + all.first) * D;
+        write_rows<isa>(dq, D, queries.dq, n_all, D, A(1));
       }
     }
-    const int64_t at = ((b * s.S + begin) * s.H_kv + h_kv) * D, stride = s.H_kv * D;
-    write_rows<isa>(static_cast<T*>(p.dk) + at, stride, dk, n_keys_all, D, A(s.scale));
-    write_rows<isa>(static_cast<T*>(p.dv) + at, stride, dv, n_keys_all, D, A(s.dropout_scale));
+    if (p.cut.queries == 1) {
+      const int64_t at = ((b * s.S + begin) * s.H_kv + h_kv) * D, stride = s.H_kv * D;
+      write_rows<isa>(static_cast<T*>(p.dk) + at, stride, dk, n_keys_all, D, A(s.scale));
+      write_rows<isa>(static_cast<T*>(p.dv) + at, stride, dv, n_keys_all, D, A(s.dropout_scale));
+    } else {
+      const int64_t at = (((query_run * s.B + b) * s.H_kv + h_kv) * s.S + begin) * D;
+      write_rows<isa>(static_cast<A*>(p.dk_shares) + at, D, dk, n_keys_all, D, A(1));
+      write_rows<isa>(static_cast<A*>(p.dv_shares) + at, D, dv, n_keys_all, D, A(1));
+    }
   }
 
-  template <simd::Isa isa>
-  static ALWAYS_INLINE void write_rows(T* to, int64_t stride, const A* from, int64_t n, int64_t D, A factor) {
+  template <simd::Isa isa, class To>
+  static ALWAYS_INLINE void write_rows(To* to, int64_t stride, const A* from, int64_t n, int64_t D, A factor) {
     constexpr int W = simd::lanes<A, isa.bytes>;
     const int64_t padded = round_up(D, W);
     for (int64_t r = 0; r < n; ++r)
@@ -236,30 +253,46 @@ struct Backward {
   }
 };
 
-// dq of one head's queries from i on: the shares of the runs of keys that they see, added in order.
+// Adds up the shares of a block of kQueries rows, from `begin` on, of one head's dq or dk and dv; in order, and those alone of
+// runs that met: the others were never written.
 template <class T>
-struct AddChunks {
+struct AddShares {
+  using A = accumulate_t<T>;
+
+  // `stride`: from row to row of the result; `size`: from one run's shares to the next.
   template <simd::Isa isa>
-  static ALWAYS_INLINE void run(const AttentionBackwardParams* p, int64_t b, int64_t h, int64_t begin, int64_t end) {
-    using A = accumulate_t<T>;
+  static ALWAYS_INLINE void add(T* to, int64_t stride, const A* share, int64_t size, Range runs, int64_t rows,
+                                int64_t D, A factor) {
     constexpr int W = simd::lanes<A, isa.bytes>;
-    const AttentionShape& s = p->shape;
-    const int64_t D = s.D, chunk_size = s.B * s.H * s.T * D;
-    for (int64_t i = begin; i < end; ++i) {
-      int64_t first = p->chunks, last = 0;
-      for (int64_t chunk = 0; chunk < p->chunks; ++chunk) {
-        const Range keys = keys_of_chunk(*p, chunk), met = queries_of(s, keys.first, keys.last, kBlock);
-        if (i >= met.first && i < met.last) first = std::min(first, chunk), last = chunk + 1;
-      }
-      const A* share = static_cast<const A*>(p->dq_partial) + ((b * s.H + h) * s.T + i) * D;
-      T* dq = static_cast<T*>(p->dq) + ((b * s.T + i) * s.H + h) * D;
+    for (int64_t r = 0; r < rows; ++r, to += stride, share += D)
       for (int64_t d = 0; d < D; d += W) {
         simd::Vector<A, isa.bytes> sum = {};
-        for (int64_t chunk = first; chunk < last; ++chunk)
-          sum += simd::load_part<isa.bytes>(share + chunk * chunk_size + d, D - d);
-        simd::store_part<isa.bytes>(dq + d, sum * A(s.scale), D - d);
+        for (int64_t run = runs.first; run < runs.last; ++run)
+          sum += simd::load_part<isa.bytes>(share + run * size + d, D - d);
+        simd::store_part<isa.bytes>(to + d, sum * factor, D - d);
       }
+  }
+
+  template <simd::Isa isa>
+  static ALWAYS_INLINE void run(const AttentionBackwardParams* p, bool of_dq, int64_t head, int64_t begin) {
+    const AttentionShape& s = p->shape;
+    const int64_t H = of_dq ? s.H : s.H_kv, n = of_dq ? s.T : s.S, D = s.D, size = s.B * H * n * D;
+    const Range rows{begin, std::min(n, begin + kQueries)};
+    Range keys{}, runs{of_dq ? p->cut.keys : p->cut.queries, 0};
+    for (int64_t i = 0; !of_dq && keys.last <= begin; ++i) keys = run_of(s.S, p->cut.keys, i);
+    for (int64_t i = 0, all = runs.first; i < all; ++i) {
+      const Range met =
+          of_dq ? meeting(s, run_of(s.S, p->cut.keys, i), rows) : meeting(s, keys, run_of(s.T, p->cut.queries, i));
+      if (met.first < met.last) runs = {std::min(runs.first, i), i + 1};
     }
+    const int64_t from = (head * n + begin) * D, to = ((head / H * n + begin) * H + head % H) * D, stride = H * D;
+    const auto sum = [&](void* result, const void* shares, A factor) {
+      add<isa>(static_cast<T*>(result) + to, stride, static_cast<const A*>(shares) + from, size, runs,
+               rows.last - begin, D, factor);
+    };
+    if (of_dq) return sum(p->dq, p->dq_shares, A(s.scale));
+    sum(p->dk, p->dk_shares, A(s.scale));
+    sum(p->dv, p->dv_shares, A(s.dropout_scale));
   }
 };
 
@@ -269,17 +302,18 @@ void attention_backward_cpu(const AttentionBackwardParams& p) {
   const AttentionShape& s = p.shape;
   dispatch(p.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    const int64_t heads = s.B * s.H, heads_kv = s.B * s.H_kv;
-    parallel_tasks(heads_kv * p.chunks, worth_waking(s),
-                   [&](int64_t task) {  // causal: the first keys have most queries
-                     const int64_t head = task % heads_kv;
-                     call_for<T, Backward<T>>(&p, head / s.H_kv, head % s.H_kv, task / heads_kv);
-                   });
-    if (p.chunks == 1) return;
-    const int64_t runs = (s.T + kBlock - 1) / kBlock;
-    parallel_tasks(heads * runs, [&](int64_t task) {
-      const int64_t head = task / runs, begin = task % runs * kBlock;
-      simd::call<WithoutDots<AddChunks<T>>>(&p, head / s.H, head % s.H, begin, std::min(s.T, begin + kBlock));
+    const int64_t heads_kv = s.B * s.H_kv;
+    parallel_tasks(heads_kv * p.cut.keys * p.cut.queries, worth_waking(s), [&](int64_t task) {
+      const int64_t head = task % heads_kv, part = task / heads_kv;
+      call_for<T, Backward<T>>(&p, head / s.H_kv, head % s.H_kv, part / p.cut.queries, part % p.cut.queries);
+    });
+    const int64_t blocks = (s.T + kQueries - 1) / kQueries, blocks_kv = (s.S + kQueries - 1) / kQueries;
+    const int64_t of_dq = p.cut.keys > 1 ? s.B * s.H * blocks : 0,
+                  of_dkv = p.cut.queries > 1 ? heads_kv * blocks_kv : 0;
+    parallel_tasks(of_dq + of_dkv, worth_waking(s), [&](int64_t task) {
+      const bool is_dq = task < of_dq;
+      const int64_t each = is_dq ? blocks : blocks_kv, at = is_dq ? task : task - of_dq;
+      simd::call<WithoutDots<AddShares<T>>>(&p, is_dq, at / each, at % each * kQueries);
     });
   });
 }

@@ -98,10 +98,14 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& dout_given, 
   Tensor dq = empty(q, {s.B, s.T, s.H, s.D}, q.scalar_type());
   Tensor dk = empty(q, {s.B, s.S, s.H_kv, s.D}, q.scalar_type());
   Tensor dv = empty(q, {s.B, s.S, s.H_kv, s.D}, q.scalar_type());
-  std::optional<Tensor> delta, dq_partial;
+  std::optional<Tensor> delta, dq_shares, dk_shares, dv_shares;
   if (runs_cuda(q)) delta = empty(q, {s.B, s.H, s.T}, accumulate_type(dtype));
-  const int64_t chunks = runs_cuda(q) ? 1 : attention_backward_chunks(s);
-  if (chunks > 1) dq_partial = empty(q, {chunks, s.B, s.H, s.T, s.D}, accumulate_type(dtype));
+  const AttentionCut cut = runs_cuda(q) ? AttentionCut{1, 1} : attention_backward_cut(s);
+  if (cut.keys > 1) dq_shares = empty(q, {cut.keys, s.B, s.H, s.T, s.D}, accumulate_type(dtype));
+  if (cut.queries > 1) {
+    dk_shares = empty(q, {cut.queries, s.B, s.H_kv, s.S, s.D}, accumulate_type(dtype));
+    dv_shares = empty(q, {cut.queries, s.B, s.H_kv, s.S, s.D}, accumulate_type(dtype));
+  }
   const AttentionBackwardParams params{
       .shape = s,
       .dtype = dtype,
@@ -121,8 +125,10 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& dout_given, 
       .dk = output(dk),
       .dv = output(dv),
       .delta = delta ? output(*delta) : nullptr,
-      .dq_partial = dq_partial ? output(*dq_partial) : nullptr,
-      .chunks = chunks,
+      .dq_shares = dq_shares ? output(*dq_shares) : nullptr,
+      .dk_shares = dk_shares ? output(*dk_shares) : nullptr,
+      .dv_shares = dv_shares ? output(*dv_shares) : nullptr,
+      .cut = cut,
   };
   RUN(attention_backward, q, params);
   return {dq, dk, dv};

@@ -24,6 +24,8 @@ const Case kCases[] = {
     {1, 33, 33, 2, 1, 31, false},
     {1, 65, 65, 1, 1, 65},  // one past a tile of keys; runs of keys in the backward
     {1, 129, 130, 1, 1, 16, true, 7},
+    {1, 515, 570, 2, 1, 3},  // runs of keys and of queries
+    {1, 790, 520, 1, 1, 2, true, 100},
     {17, 33, 65, 1, 1, 8},  // one run of keys
     {17, 70, 70, 1, 1, 8, true, 2},
     {1, 31, 97, 2, 2, 64, true, 0, true},
@@ -79,8 +81,10 @@ void check(const Case& c, DType type) {
                          .lse = lse});
   out.check("out");
   lse.check("lse");
-  const int64_t chunks = attention_backward_chunks(shape);
-  const Block dq(type, rows), dk(type, keys), dv(type, keys), partial(wide, chunks > 1 ? chunks * rows : 0);
+  const AttentionCut cut = attention_backward_cut(shape);
+  const Block dq(type, rows), dk(type, keys), dv(type, keys), dq_shares(wide, cut.keys > 1 ? cut.keys * rows : 0),
+      dk_shares(wide, cut.queries > 1 ? cut.queries * keys : 0),
+      dv_shares(wide, cut.queries > 1 ? cut.queries * keys : 0);
   attention_backward_cpu({.shape = shape,
                           .dtype = type,
                           .rule = rule,
@@ -99,8 +103,10 @@ void check(const Case& c, DType type) {
                           .dk = dk,
                           .dv = dv,
                           .delta = nullptr,
-                          .dq_partial = partial,
-                          .chunks = chunks});
+                          .dq_shares = dq_shares,
+                          .dk_shares = dk_shares,
+                          .dv_shares = dv_shares,
+                          .cut = cut});
   dq.check("dq");
   dk.check("dk");
   dv.check("dv");

@@ -43,6 +43,9 @@ CASES = [
     Case(1, 20, 20, 1, 1, 16, window=1000),
     Case(4, 150, 150, 16, 16, 3, window=40),
     Case(4, 97, 97, 16, 4, 4),
+    Case(1, 530, 600, 2, 1, 5),  # the backward cuts keys and queries
+    Case(1, 790, 520, 1, 1, 3, window=100),  # some runs of queries see nothing of some runs of keys
+    Case(1, 515, 260, 3, 3, 4, causal=False),
     Case(0, 3, 3, 2, 1, 4),
     Case(2, 0, 5, 2, 1, 4),
     Case(2, 3, 0, 2, 1, 4),
