@@ -8,7 +8,6 @@ read bandwidth is that of a plain reader that takes its turn among the engines: 
 """
 
 import dataclasses
-import os
 import tempfile
 from collections.abc import Container
 from pathlib import Path
@@ -93,18 +92,11 @@ def cache_bytes(decoder: mg.Decoder, tokens: float) -> float:
     return decoder.new_cache(1, 64).nbytes / 64 * tokens  # blocks hold 64 tokens
 
 
-def resident() -> int | None:
-    """Bytes of memory that this process holds now; None where the system does not tell."""
-    told = Path("/proc/self/statm")
-    return int(told.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if told.exists() else None
-
-
-def memory_line(decoder: mg.Decoder, grown: int | None) -> str:
-    block_size = decoder.config.block_size
+def memory_line(decoder: mg.Decoder) -> str:
     parts = [decoder.weight_bytes, decoder.buffer_bytes, decoder.new_cache(1).nbytes]
     weights, buffers, cache, all_of_it = (f"{size / machine.MIB:.1f} MiB" for size in (*parts, sum(parts)))
-    line = f"memory of ours: weights {weights}, buffers {buffers}, cache of {block_size} tokens {cache}: {all_of_it}"
-    return line if grown is None else f"{line}; the process grew by {grown / machine.MIB:.1f} MiB"
+    tokens = f"{decoder.config.block_size:,} tokens"
+    return f"memory of ours: weights {weights}, buffers {buffers}, cache of {tokens} {cache}: {all_of_it}"
 
 
 def measure(session: report.Session, name: str, config: mg.GPTConfig, absent: Container[str], reader: Reader) -> None:
@@ -116,10 +108,7 @@ def measure(session: report.Session, name: str, config: mg.GPTConfig, absent: Co
         model = peers.random_gpt2(config, Path(folder))
         prompt = torch.randint(config.vocab_size, (config.block_size,)).tolist()
         for weights in FORMATS:
-            before = resident()
             decoder = mg.Decoder(model, weights)
-            our_peer(decoder)(prompt[:late], new_tokens)
-            grown = None if before is None else resident() - before
             made = contenders(Path(folder), model, decoder, absent)
             for start in (32, late):
                 _, decode, tokens, rate = ask(made, prompt[:start], new_tokens, rounds if start == 32 else 2, reader)
@@ -143,7 +132,7 @@ def measure(session: report.Session, name: str, config: mg.GPTConfig, absent: Co
             session.add(
                 report.Row(shape=f"{name} {weights} prefill {long}", times=prefill, work=long, work_unit="tokens/s")
             )
-            print(memory_line(decoder, grown), flush=True)
+            print(memory_line(decoder), flush=True)
             del decoder, made
 
 

@@ -49,7 +49,8 @@ class Case:
     inputs() makes the tensors. Where some require a gradient it is a case of forward and backward: the last one is then
     dy (of functions that return a tuple, their dys, stacked), and the functions are called with the others. ours, torch
     and reference return a tensor or several; reference gets float64. Inputs of a case that memory bounds ("read",
-    "copy") are cold at each call, unless the command line wants them warm.
+    "copy") are cold at each call, unless the command line wants them warm. What "read" bounds is held against a plain read
+    of the same tensors that takes its turn among the functions: memory's speed changes by the minute.
     """
 
     shape: str
@@ -117,6 +118,9 @@ class Row:
         return {"benchmark": benchmark} | facts
 
 
+READER = "reader"  # among the functions of a case
+
+
 class WrongResult(Exception):
     """An implementation computed something else than the formula says."""
 
@@ -162,15 +166,19 @@ class Session:
         runs = {name: with_gradients(function) for name, function in functions.items()}
         errors = check(f"{benchmark} {case.shape}", case, inputs, runs)
         sets = input_sets(case, inputs, options)
+        if case.bound == "read":
+            runs[READER] = lambda *inputs: [read(t) for t in inputs[: case.tensors_read]]
         times = timing.compare(runs, sets, options.device, self.seconds, at_least=3 if options.quick else 7)
-        rate = case.work / times["ours"].median
+        rate, ceiling = case.work / times["ours"].median, self.ceilings[case.bound]
+        if reading := times.pop(READER, None):
+            ceiling = sum(t.nbytes for t in inputs[: case.tensors_read]) / reading.median
         return Row(
             shape=case.shape,
             times=times,
             work=case.work,
             work_unit="GFLOP/s" if case.bound == "gemm" else "GB/s",
             ceiling=case.bound,
-            share=rate / self.ceilings[case.bound],
+            share=rate / ceiling,
             goals={} if case.goal is None else {"torch": case.goal},
             share_goal=case.share_goal,
             errors=errors,
@@ -184,6 +192,11 @@ def input_sets(case: Case, inputs: Sequence[Tensor], options: Options) -> list[S
     cold = machine.rotation_bytes(options.device, options.quick)
     size = sum(t.nbytes for t in inputs[: case.tensors_read])
     return [inputs, *([copy_of(t) for t in inputs] for _ in range(min(cold // max(size, 1), 1000)))]
+
+
+def read(t: Tensor) -> Tensor:
+    """Reads all of t's bytes as torch reads fastest."""
+    return t.detach().view(-1).view(torch.float32).sum()
 
 
 def with_gradients(function: Callable[..., Any]) -> Callable[..., Any]:
