@@ -49,8 +49,8 @@ class Case:
     inputs() makes the tensors. Where some require a gradient it is a case of forward and backward: the last one is then
     dy (of functions that return a tuple, their dys, stacked), and the functions are called with the others. ours, torch
     and reference return a tensor or several; reference gets float64. Inputs of a case that memory bounds ("read",
-    "copy") are cold at each call, unless the command line wants them warm. What "read" bounds is held against a plain read
-    of the same tensors that takes its turn among the functions: memory's speed changes by the minute.
+    "copy") are cold at each call, unless the command line wants them warm. What "read" bounds is held against a plain
+    read of the same tensors that takes its turn among the functions: memory's speed changes by the minute.
     """
 
     shape: str

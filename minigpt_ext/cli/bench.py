@@ -56,8 +56,8 @@ def bench(
 
     Prints the machine, its ceilings measured now (bandwidth, matrix product), and a row a shape: median time (20th to
     80th percentile), torch's time over ours (above 1: ours is faster), the goal, the rate and its share of the ceiling,
-    and the worst error. The last line is all of it as JSON. Takes some five minutes on two cores, which should have
-    nothing else to do; `sweep`, attention over all sizes with one thread and with all, takes about ten.
+    and the worst error. The last line is all of it as JSON. Takes some ten minutes on two cores, which should have
+    nothing else to do; `sweep`, attention over all sizes with one thread and with all, takes about seven.
     """
     names = list(dict.fromkeys(names or BENCHMARKS[:-1]))
     if unknown := [name for name in names if name not in BENCHMARKS]:
