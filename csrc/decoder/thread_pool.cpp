@@ -6,6 +6,7 @@
 
 #include <stdexcept>
 #include <string>
+#include <system_error>
 
 namespace minigpt::decoder {
 namespace {
@@ -45,10 +46,19 @@ ThreadPool::ThreadPool(int threads) : threads_(threads) {
   const bool cores_for_all = unsigned(threads) <= std::thread::hardware_concurrency();
   barrier_spin_ = std::chrono::microseconds(cores_for_all ? 100 : 5);
   idle_spin_ = std::chrono::microseconds(cores_for_all ? 200 : 5);
-  for (int thread = 1; thread < threads; ++thread) workers_.emplace_back([this, thread] { work(thread); });
+  try {
+    for (int thread = 1; thread < threads; ++thread) workers_.emplace_back([this, thread] { work(thread); });
+  } catch (const std::system_error& error) {
+    const size_t started = 1 + workers_.size();
+    join();
+    throw std::runtime_error("threads: the system gave " + std::to_string(started) + " of " + std::to_string(threads) +
+                             " (" + error.what() + ")");
+  }
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { join(); }
+
+void ThreadPool::join() {
   stop_ = true;
   change(started_);
   for (std::thread& worker : workers_) worker.join();

@@ -12,7 +12,7 @@ namespace minigpt::decoder {
 class ThreadPool {
  public:
   // `threads` in all: the one that calls run() is number 0, the others are started here. Throws std::invalid_argument
-  // below 1.
+  // below 1, std::runtime_error where the system does not give so many.
   explicit ThreadPool(int threads);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -36,6 +36,7 @@ class ThreadPool {
 
   void run(Call call, const void* context);
   void work(int thread);
+  void join();
   void wait_while(Word& word, uint32_t value, std::chrono::microseconds spin);
   void change(Word& word);
 

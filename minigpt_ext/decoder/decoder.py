@@ -80,7 +80,7 @@ class Decoder:
                 name, self._n_positions = "added", self.config.block_size
             self._load(name, tensor)
         if self.config.positions == "alibi":
-            self._load("alibi_slopes", torch.tensor(alibi_slopes(self.config.n_head)))
+            self._load("alibi_slopes", torch.tensor(alibi_slopes(self.config.n_head), device="cpu"))
         self._reach(1)
         if missing := self._engine.missing():
             raise ValueError(f"the model lacks {', '.join(missing)}")
@@ -159,7 +159,8 @@ class Decoder:
             cache.block_table.shape[1],
             *cache.k[0].shape[1::-1],
         )
-        logits = torch.empty(*(ids.shape if every else (batch_size,)), self.config.vocab_size)
+        shape = (*(ids.shape if every else (batch_size,)), self.config.vocab_size)
+        logits = torch.empty(shape, dtype=torch.float32, device="cpu")
         self._engine.read(ids.long().contiguous().numpy(), view, cache.length, logits.numpy(), every)
         cache.advance(n_tokens)
         return logits
@@ -174,6 +175,13 @@ class Decoder:
                 f"cache must hold {shape[0]} layers of {shape[1]} heads of {shape[2]}, {_or(CACHE_DTYPES.values())} "
                 f"on the CPU, not {len(cache.k)} of {k.shape[2]} of {k.shape[3]}, {k.dtype} on {k.device}; new_cache "
                 "makes one"
+            )
+        if any(t.shape != k.shape or t.dtype != k.dtype or t.device != k.device for t in (*cache.k, *cache.v)):
+            raise ValueError("cache must hold keys and values of one shape, dtype and device in all layers")
+        if cache.max_tokens > config.block_size:
+            raise ValueError(
+                f"cache must be for block_size ({config.block_size}) tokens at most, not {cache.max_tokens}: it is "
+                "another model's; new_cache makes one"
             )
         if cache.batch_size != ids.shape[0]:
             raise ValueError(f"cache is for {cache.batch_size} sequences, and ids holds {ids.shape[0]}")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from minigpt_ext import _C
 
 _FEWEST_ROWS = 64  # below, a product is short beside the calls around it
+_AUTOCAST = (torch.float32, torch.bfloat16, torch.float16)  # what autocast turns into its own dtype
 _NARROWEST = 128  # of a weight whose gradient oneDNN makes faster
 
 
@@ -30,15 +31,22 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     x: (..., K); weight: (N, K); bias: (N,) or None. Returns (..., N).
     """
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-    if torch.compiler.is_compiling() or not _is_faster_by_onednn(x, weight, dtype):
+    if torch.compiler.is_compiling() or not _is_faster_by_onednn(x, weight, bias, dtype):
         return F.linear(x, weight, bias)
     return LinearFunction.apply(x, weight, bias, dtype)
 
 
-def _is_faster_by_onednn(x: Tensor, weight: Tensor, dtype: torch.dtype) -> bool:
-    if x.device.type != "cpu" or x.numel() < _FEWEST_ROWS * x.shape[-1] or dtype not in _onednn_dtypes():
+def _is_faster_by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> bool:
+    """False also for what F.linear refuses, empty products, and the dtypes that autocast leaves alone."""
+    tensors = (x, weight) if bias is None else (x, weight, bias)
+    if any(t.device.type != "cpu" for t in tensors) or dtype not in _onednn_dtypes():
         return False
-    return torch.is_autocast_enabled("cpu") or x.dtype == weight.dtype  # else F.linear says what is wrong
+    if x.dim() < 2 or weight.dim() != 2 or x.shape[-1] != weight.shape[1] or weight.numel() == 0:
+        return False
+    if x.numel() < _FEWEST_ROWS * x.shape[-1] or bias is not None and bias.shape != weight.shape[:1]:
+        return False
+    allowed = _AUTOCAST if torch.is_autocast_enabled("cpu") else (dtype,)
+    return all(t.dtype in allowed for t in tensors)
 
 
 @functools.cache

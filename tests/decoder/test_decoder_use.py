@@ -114,6 +114,55 @@ def test_integers_have_no_inf_and_no_nan(name, bad):
         assert not logits.isfinite().all()
 
 
+def test_a_cache_of_a_model_with_a_longer_context_is_refused():
+    """Its positions would lie behind the tables of this one."""
+    decoder = Decoder(random_model(block_size=16))
+    cache = Decoder(random_model(block_size=64)).new_cache(1)
+    with pytest.raises(ValueError, match=r"cache must be for block_size \(16\) tokens at most, not 64"):
+        decoder.logits(random_ids(1, 40), cache)
+    assert cache.length == 0
+
+
+def test_a_cache_of_two_dtypes_is_refused():
+    decoder = Decoder(random_model())
+    cache = decoder.new_cache(1)
+    cache.v[1] = cache.v[1].bfloat16()
+    with pytest.raises(ValueError, match="of one shape, dtype and device in all layers"):
+        decoder.next_logits(random_ids(1, 2), cache)
+
+
+def test_torchs_defaults_do_not_matter():
+    model, ids = random_model("alibi, window and soft-cap"), random_ids(1, 3)
+    expected = Decoder(model).logits(ids)
+    try:
+        torch.set_default_dtype(torch.float64)
+        torch.set_default_device("meta")
+        assert torch.equal(Decoder(model).logits(ids), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+
+
+def test_too_few_threads_are_an_error():
+    """The process lives on. Address space is what it runs out of here: a thread reserves megabytes for its stack."""
+    pytest.importorskip("resource", reason="limits are a matter of Unix")
+    program = """
+import resource, minigpt_ext as mg
+model = mg.GPT(mg.GPTConfig.preset("tiny"))
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 400 * 2**20,) * 2)
+try:
+    mg.Decoder(model, threads=1024)
+except RuntimeError as error:
+    print(error)
+"""
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("the address space in use is read from /proc, and there is none")
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("threads: the system gave ") and " of 1024 (" in result.stdout
+
+
 def test_wrong_calls():
     decoder = Decoder(random_model())
     cache = decoder.new_cache(2)

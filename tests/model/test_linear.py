@@ -115,6 +115,21 @@ def test_otherwise_it_is_torchs(x, weight):
     assert type(y.grad_fn).__name__ != "LinearFunctionBackward" and torch.equal(y, F.linear(x, weight))
 
 
+@pytest.mark.parametrize("shape", [(100, 0, 3), (100, 4, 0), (0, 4, 3)])
+def test_of_nothing(shape):
+    M, K, N = shape
+    x, weight, bias = normal(M, K), normal(N, K), normal(N)
+    assert torch.equal(linear(x, weight, bias), F.linear(x, weight, bias))
+
+
+def test_autocast_leaves_float64_alone():
+    x, weight = normal(100, 8).double(), normal(5, 8).double()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(linear(x, weight), F.linear(x, weight))
+        with pytest.raises(RuntimeError, match="dtype"):
+            linear(x, weight.float())
+
+
 def test_wrong_input_is_told_by_torch():
     with pytest.raises(RuntimeError, match="shapes|dtype"):
         linear(normal(100, 8), normal(5, 8).double())
