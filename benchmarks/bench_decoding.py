@@ -142,9 +142,9 @@ def run(session: report.Session) -> None:
         print(f"\ndecoding: left out, transformers is not installed ({absent['transformers']})")
         return
     told = [f"{name} is not installed and left out ({how})" for name, how in absent.items()]
-    note = "batch 1, greedy; ms: decode a token, prefill a prompt; a small model stays in the cache and can pass `read`"
+    note = "batch 1, greedy: decode a token, prefill a prompt; a small model stays in the cache and can pass `read`"
     rivals = [name for name in ("llama.cpp", "ctranslate2", "transformers") if name not in absent]
-    session.begin("decoding", rivals, unit="ms", note="\n".join([*told, note]))
+    session.begin("decoding", rivals, unit="us" if session.options.quick else "ms", note="\n".join([*told, note]))
     reader = Reader(machine.MIB if session.options.quick else machine.GIB // 2)
     if session.options.quick:
         config = mg.GPTConfig(vocab_size=256, block_size=64, n_layer=2, n_head=2, n_embd=64, activation="gelu_tanh")

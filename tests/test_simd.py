@@ -55,3 +55,9 @@ def test_an_unknown_level_is_refused():
     result = run("sse9", "-c", code)
     assert result.returncode == 1
     assert f"RuntimeError: MINIGPT_SIMD=sse9: allowed are {', '.join(LEVELS)}" in result.stderr
+
+
+def test_a_command_tells_of_an_unknown_level_in_one_line():
+    result = run("sse9", "-c", "from minigpt_ext.cli import main; main()", "train")
+    assert result.returncode == 2 and result.stdout == ""
+    assert result.stderr == f"error: MINIGPT_SIMD=sse9: allowed are {', '.join(LEVELS)}\n"

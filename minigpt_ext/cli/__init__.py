@@ -33,6 +33,17 @@ if extension_error is None:
 app.command("doctor")(doctor)
 
 
+def _simd_error() -> str | None:
+    """What is wrong with MINIGPT_SIMD: no such name, or more than this CPU has."""
+    from minigpt_ext import _C
+
+    try:
+        _C.simd_level()
+    except RuntimeError as error:
+        return str(error)
+    return None
+
+
 def main() -> None:
     try:
         if sys.argv[1:2] != ["doctor"]:  # which tells of both, and of the rest
@@ -43,6 +54,8 @@ def main() -> None:
                 )
             if environment_error is not None:
                 raise UserError(str(environment_error))
+            if simd_error := _simd_error():
+                raise UserError(simd_error)
         app()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

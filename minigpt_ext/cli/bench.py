@@ -31,7 +31,7 @@ class Device(str, Enum):
 def bench(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[OP]...", help=f"Which of: {', '.join(BENCHMARKS)}. All but the sweep by default."),
+        typer.Argument(metavar="[NAME]...", help=f"Which of: {', '.join(BENCHMARKS)}. All but the sweep by default."),
     ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Small shapes, to see that all works: under a minute.")
@@ -52,7 +52,10 @@ def bench(
         Dtype, typer.Option(help="Of the tensors; training computes in it under autocast.")
     ] = Dtype.float32,
 ) -> None:
-    """Time the kernels beside torch's own ops, after checking their results against float64.
+    """Time the kernels beside torch's own ops, after checking their results against float64; and whole models.
+
+    A fused op is in its base op's benchmark: residual norms in layer_norm and rms_norm, bias + GELU in gelu. `decoding`
+    is beside llama.cpp, CTranslate2 and transformers, those that are installed (pip install -e '.[peers]').
 
     Prints the machine, its ceilings measured now (bandwidth, matrix product), and a row a shape: median time (20th to
     80th percentile), torch's time over ours (above 1: ours is faster), the goal, the rate and its share of the ceiling,

@@ -99,8 +99,9 @@ def generate(
     weights: Annotated[
         WeightFormat | None,
         typer.Option(
-            help="On a CPU, how the weights are kept: fp32, the model's own numbers, by default; bf16, int8 and int4 "
-            "take less memory and time and are less exact."
+            help="On a CPU, how the decode engine keeps the weights: fp32, the model's own numbers, by default; bf16, "
+            "int8 and int4 take less memory and time and are less exact. Left out, the engine serves 16 tokens and "
+            "more."
         ),
     ] = None,
     cache_format: Annotated[
@@ -272,8 +273,7 @@ def _memory(reader: GPT | Decoder, cache: KVCache) -> str:
     cached = f"cache {cache.nbytes / MIB:.1f} MiB"
     if isinstance(reader, Decoder):
         sizes = f"weights {reader.weight_bytes / MIB:.1f} MiB, buffers {reader.buffer_bytes / MIB:.1f} MiB, {cached}"
-        kept = next(name for name, dtype in CACHE_DTYPES.items() if dtype == cache.k[0].dtype)
-        return f"{sizes} in {kept}, {reader.weights} on cpu"
+        return f"{sizes} in {_name_of(cache.k[0].dtype)}, {reader.weights} on cpu"
     weights = sum(parameter.nbytes for parameter in reader.parameters())
     weight = reader.wte.weight
     dtype = str(weight.dtype).removeprefix("torch.")
@@ -290,13 +290,21 @@ def _perplexities(
         ids = torch.tensor(tokenizer.encode(path.read_text(encoding="utf-8")))
     except UnicodeDecodeError as error:
         raise ValueError(f"--perplexity: {path} is not UTF-8: {error}") from error
+    except OSError as error:
+        raise ValueError(f"--perplexity: {path}: {error.strerror}") from error
     except ValueError as error:  # a character that the tokenizer does not have
         raise ValueError(f"--perplexity: {path}: {str(error).removeprefix('text: ')}") from error
     if len(ids) < 2:
-        raise ValueError(f"--perplexity: {path} has {len(ids)} tokens, and two are the least")
-    told = f"perplexity {{:.3f}} on {len(ids) - 1} tokens of {path}, {reader.weights}"
+        raise ValueError(f"--perplexity: {path}: two tokens are the least, and it has {len(ids)}")
+    cached = "" if cache_dtype is None else f" and a cache in {_name_of(cache_dtype)}"
+    told = f"perplexity {{:.3f}} on {len(ids) - 1} tokens of {path}, {reader.weights}{cached}"
     own = perplexity(reader, ids, cache_dtype=cache_dtype)
     if reader.weights == "fp32" and cache_dtype in (None, torch.float32):
         return told.format(own)
     exact = perplexity(Decoder(gpt), ids)
-    return f"{told.format(own)}; {exact:.3f} with fp32, {own / exact - 1:+.2%}"
+    cost = round(own / exact - 1, 4) + 0.0  # of a cost that rounds to nothing the sign would be left
+    return f"{told.format(own)}; {exact:.3f} with fp32, {cost:+.2%}"
+
+
+def _name_of(cache_dtype: torch.dtype) -> str:
+    return next(name for name, dtype in CACHE_DTYPES.items() if dtype == cache_dtype)

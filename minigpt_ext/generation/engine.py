@@ -43,7 +43,8 @@ def reader_of(model: GPT | Decoder, weights: str | None, n_tokens: int, cache: K
         raise ValueError(f"weights must be None, model, {', '.join(FORMATS)}, not {weights!r}")
     if weights == "model":
         return model
-    if weights is None and n_tokens < WORTH_PACKING:
+    fits = cache is None or cache.k[0].dtype in (model.wte.weight.dtype, torch.int8)  # else only the engine reads it
+    if weights is None and n_tokens < WORTH_PACKING and fits:
         return model
     obstacle = _obstacle(model)
     if weights is not None:
@@ -51,8 +52,6 @@ def reader_of(model: GPT | Decoder, weights: str | None, n_tokens: int, cache: K
             raise ValueError(f"weights={weights!r} is for the decode engine, and {obstacle}")
         return Decoder(model, weights)
     if obstacle or {parameter.dtype for parameter in model.parameters()} != {torch.float32}:
-        return model
-    if cache is not None and cache.k[0].dtype not in (torch.float32, torch.int8):
         return model
     return Decoder(model)
 

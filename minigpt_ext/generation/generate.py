@@ -54,9 +54,9 @@ def stream(
         temperature: 0 is greedy, 1 the model's own distribution.
         top_k: choose among the k likeliest ids only; all by default.
         seed: of the draws, the same on every device; by default they come from torch's default CPU generator.
-        cache: one to use in place of a new one, of ``model.new_cache(B)`` (with dtype=torch.int8, for one that takes
-            little over a quarter of the memory); it is emptied first, and its max_tokens stand for block_size in the
-            policy above.
+        cache: a KVCache to use in place of a new one, of ``model.new_cache(B)`` (with dtype=torch.int8, for one that
+            takes little over a quarter of the memory) or, also in bfloat16, of ``Decoder.new_cache``; it is emptied
+            first, and its max_tokens stand for block_size in the policy above.
         n_ids: only ids below this are drawn: how many a tokenizer has, where the model's vocabulary was rounded up.
         weights: of the engine: "fp32" (the same logits within 1e-4 of the largest), or "bf16", "int8", "int4" (less to
             read, faster, less exact; see :class:`Decoder`); "model" for the model itself. By default "fp32" where the
@@ -66,6 +66,8 @@ def stream(
         TypeError, ValueError: an argument is of the wrong kind or out of range; raised by this call, not by the first
             step. (Ids out of range are named by the first step.)
     """
+    from minigpt_ext.model import KVCache
+
     if not isinstance(ids, Tensor):
         raise TypeError(f"ids must be a tensor, not {type(ids).__name__}")
     if ids.dtype not in (torch.int64, torch.int32):
@@ -78,6 +80,10 @@ def stream(
     check_sampling(temperature, top_k)
     if n_ids is not None and (not isinstance(n_ids, int) or isinstance(n_ids, bool) or n_ids < 1):
         raise ValueError(f"n_ids must be a positive integer or None, not {n_ids!r}")
+    if cache is not None and not isinstance(cache, KVCache):
+        raise TypeError(f"cache must be a KVCache, as model.new_cache makes them, or None, not {type(cache).__name__}")
+    if cache is not None and cache.batch_size != ids.shape[0]:
+        raise ValueError(f"cache is for {cache.batch_size} sequences, and ids holds {ids.shape[0]}")
     reader = reader_of(model, weights, max_new_tokens, cache)
     if cache is None:
         # the last new token is not fed back

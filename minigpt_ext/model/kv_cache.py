@@ -31,7 +31,8 @@ class KVCache:
             a scale a head (``ops.kv_append``).
 
     Raises:
-        ValueError: an argument is not a positive integer, or max_tokens is more than config.block_size.
+        ValueError: an argument is not a positive integer, max_tokens is more than config.block_size, or dtype is
+            another one.
     """
 
     def __init__(
@@ -49,6 +50,8 @@ class KVCache:
                 raise ValueError(f"{name} must be a positive integer, not {value!r}")
         if max_tokens > config.block_size:
             raise ValueError(f"max_tokens must be block_size ({config.block_size}) at most, not {max_tokens}")
+        if dtype is not None and not (dtype.is_floating_point or dtype == torch.int8):
+            raise ValueError(f"dtype must be a floating one or torch.int8, not {dtype}")
         max_blocks = -(-max_tokens // cache_block)
         shape = (batch_size * max_blocks, cache_block, config.n_kv_head, config.head_dim)
         self.batch_size, self.max_tokens = batch_size, max_tokens

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from minigpt_ext.backend import backend
+from minigpt_ext.decoder import Decoder
 from minigpt_ext.generation import stream
 from minigpt_ext.model import GPT, GPTConfig
 
@@ -109,6 +110,23 @@ def test_a_cache_of_ones_own_is_emptied_and_its_size_counts():
     assert torch.equal(first, again) and torch.equal(first, model.generate(ids, 30, seed=4)[:, 5:])
     small = torch.stack(list(stream(model, ids, 30, temperature=0, cache=model.new_cache(2, 6))), 1)
     assert small.shape == (2, 30)
+
+
+@pytest.mark.parametrize("n", [4, 30])
+def test_a_cache_in_bfloat16_has_the_engine_read_it(n):
+    model, ids = make(), prompt()
+    decoder = Decoder(model)
+    cache = decoder.new_cache(2, dtype=torch.bfloat16)
+    expected = decoder.generate(ids, n, temperature=0, cache=decoder.new_cache(2, dtype=torch.bfloat16))
+    assert torch.equal(model.generate(ids, n, temperature=0, cache=cache), expected)
+
+
+def test_a_wrong_cache():
+    model, ids = make(), prompt()
+    with pytest.raises(TypeError, match="cache must be a KVCache, as model.new_cache makes them, or None, not str"):
+        stream(model, ids, 3, cache="int8")
+    with pytest.raises(ValueError, match="cache is for 3 sequences, and ids holds 2"):
+        stream(model, ids, 3, cache=model.new_cache(3))
 
 
 def test_modes_are_put_back():

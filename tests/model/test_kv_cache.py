@@ -128,6 +128,8 @@ def test_int8_layout_and_size():
 def test_a_cache_of_another_type_is_refused():
     with pytest.raises(ValueError, match=r"dtype must be .* torch.float32, or torch.int8, not torch.float16"):
         make()[0].new_cache(2, dtype=torch.float16)
+    with pytest.raises(ValueError, match=r"dtype must be a floating one or torch.int8, not torch.int16"):
+        KVCache(make()[0].config, 1, 8, dtype=torch.int16)
 
 
 @torch.no_grad()
