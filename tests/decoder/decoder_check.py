@@ -39,6 +39,11 @@ def relative(ours: torch.Tensor, exact: torch.Tensor) -> float:
     return float((ours - exact).norm() / exact.norm())
 
 
+def assert_near(ours: torch.Tensor, exact: torch.Tensor, bound: float) -> None:
+    error = relative(ours, exact)
+    assert error <= bound, f"|difference| / |logits| is {error:.2g}, and {bound:g} is allowed"
+
+
 @torch.no_grad()
 def unpacked(model: mg.GPT, weights: str) -> mg.GPT:
     """A model with the numbers that packed weights stand for."""

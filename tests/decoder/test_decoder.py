@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from decoder.decoder_check import BOUNDS_OF_CACHES, check, in_pieces, random_ids, random_model, relative
+from decoder.decoder_check import BOUNDS_OF_CACHES, assert_near, check, in_pieces, random_ids, random_model
 from model.test_variants import VARIANTS
 from test_simd import LEVELS, TESTS, cpu_levels, run
 
@@ -75,7 +75,7 @@ def test_one_call_chunks_and_single_tokens_agree(variant, weights, dtype):
         pieces = [*first, *rest]
         cache = decoder.new_cache(3, dtype=dtype)
         parts = [decoder.logits(part, cache) for part in ids.split(pieces, dim=1)]
-        assert relative(torch.cat(parts, dim=1), exact) <= bound
+        assert_near(torch.cat(parts, dim=1), exact, bound)
         cache.reset()
         last = [decoder.next_logits(part, cache) for part in ids.split(pieces, dim=1)]
         for part, logits in zip(parts, last, strict=True):
@@ -92,14 +92,14 @@ def test_a_prompt_longer_than_the_buffers(dtype, bound):
         with torch.no_grad():
             exact = model(ids)[0]
         cache = decoder.new_cache(b, t, dtype=dtype)
-        assert relative(decoder.logits(ids, cache), exact) <= bound
+        assert_near(decoder.logits(ids, cache), exact, bound)
         cache.reset()
-        assert relative(decoder.next_logits(ids, cache), exact[:, -1]) <= bound
+        assert_near(decoder.next_logits(ids, cache), exact[:, -1], bound)
     scattered = decoder.new_cache(3, 300, dtype=dtype)
     scattered.block_table = scattered.block_table.flip(0, 1).contiguous()
     ids = random_ids(3, 300)
     with torch.no_grad():
-        assert relative(decoder.next_logits(ids, scattered), model(ids)[0][:, -1]) <= bound
+        assert_near(decoder.next_logits(ids, scattered), model(ids)[0][:, -1], bound)
 
 
 # An activation that differs in its last bit may round a key or value of an int8 cache the other way, which cost 0.0004
@@ -116,8 +116,8 @@ def test_the_cache_is_the_models_own(variant, dtype, bound):
             decoder.logits(part, cache) if i % 2 else model(part, cache=cache)[0]
             for i, part in enumerate(ids.split(pieces, dim=1))
         ]
-        assert relative(torch.cat(parts, dim=1), expected) <= bound
-        assert relative(in_pieces(decoder, ids, pieces, dtype), expected) <= bound
+        assert_near(torch.cat(parts, dim=1), expected, bound)
+        assert_near(in_pieces(decoder, ids, pieces, dtype), expected, bound)
 
 
 @pytest.mark.parametrize("variant", ["all modern", "gqa"])
@@ -169,7 +169,7 @@ def test_a_model_of_another_dtype(dtype):
     model, ids = random_model().to(dtype), random_ids(1, 9)
     with torch.no_grad():
         exact = model.float()(ids)[0]
-    assert relative(Decoder(model.to(dtype)).logits(ids), exact) <= 1e-6
+    assert_near(Decoder(model.to(dtype)).logits(ids), exact, 1e-6)
 
 
 def test_perplexity_is_that_of_the_cross_entropy():
